@@ -117,7 +117,10 @@ impl Admin for Broker {
             "list_tenants",
             Action::List,
             Resource::Cluster,
-            self.tenants(ctx, page)
+            async {
+                let list = self.shared.pages.list(ctx, "list_tenants", &[]);
+                list.seal(self.tenants(ctx, list.open(page)?).await?)
+            }
         )
     }
 
@@ -185,7 +188,10 @@ impl Admin for Broker {
             "list_namespaces",
             Action::List,
             Resource::Tenant(tenant.clone()),
-            self.namespaces(ctx, &tenant, page)
+            async {
+                let list = self.shared.pages.list(ctx, "list_namespaces", &[&tenant]);
+                list.seal(self.namespaces(ctx, &tenant, list.open(page)?).await?)
+            }
         )
     }
 
@@ -270,7 +276,11 @@ impl Admin for Broker {
             "list_topics",
             Action::List,
             Resource::Namespace(namespace.clone()),
-            self.topics_of(ctx, &namespace, page)
+            async {
+                let of = namespace.to_string();
+                let list = self.shared.pages.list(ctx, "list_topics", &[&of]);
+                list.seal(self.topics_of(ctx, &namespace, list.open(page)?).await?)
+            }
         )
     }
 

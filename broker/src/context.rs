@@ -24,6 +24,7 @@ use crate::config::BrokerConfig;
 use crate::error::BrokerError;
 use crate::metrics::BrokerMetrics;
 use crate::namespace::Namespaces;
+use crate::pages::Pages;
 use crate::peers::Peers;
 use crate::quota::shared::Aggregates;
 use crate::quota::topics::TopicCounts;
@@ -80,6 +81,8 @@ pub(crate) struct Context {
     pub(crate) scanning: Semaphore,
     pub(crate) meter: Mutex<LoadMeter>,
     pub(crate) peers: Option<Arc<dyn Peers>>,
+    /// Seals where lists go on.
+    pub(crate) pages: Pages,
     /// Who may do what; `None`: every caller may do everything.
     pub(crate) guard: Option<Arc<Guard>>,
     closing: AtomicBool,
@@ -111,8 +114,10 @@ impl Context {
         }
         let namespaces = Namespaces::new(Arc::clone(&store), tasks, bundles, defaults);
         namespaces.ensure_default().await?;
+        let pages = Pages::start(&*store, deps.clock.wall_ms()).await?;
         let auth = &config.auth;
-        let guard = Guard::start(id, auth, &store, &deps.clock, deps.brokers, &deps.tasks).await?;
+        let seams = (&deps.clock, &deps.meter, &deps.tasks);
+        let guard = Guard::start(id, auth, &store, seams, deps.brokers).await?;
         let cluster = match deps.lease {
             Some(lease) => Some(Cluster::join(&store, id, lease, &deps.rng, &deps.tasks).await),
             None => None,
@@ -142,6 +147,7 @@ impl Context {
             scanning: Semaphore::new(1),
             meter: Mutex::new(LoadMeter::new(config.balance.window())),
             peers: deps.peers,
+            pages,
             guard,
             log: deps.log,
             clock: deps.clock,

@@ -21,6 +21,7 @@ mod members;
 mod metrics;
 mod namespace;
 mod offload;
+mod pages;
 mod peers;
 mod policies;
 mod quota;

@@ -49,6 +49,26 @@ pub(crate) struct BrokerMetrics {
     errors: Counter<u64>,
 }
 
+/// Fetches of the keys of issuers, which are those of the settings.
+pub(crate) struct KeyFetches(Counter<u64>);
+
+impl KeyFetches {
+    pub(crate) fn new(meter: &Meter) -> KeyFetches {
+        let name = "aquifer_broker_issuer_key_fetches_total";
+        KeyFetches(meter.u64_counter(name).build())
+    }
+
+    /// Counts one.
+    pub(crate) fn count(&self, issuer: &str, is_done: bool) {
+        let outcome = if is_done { "done" } else { "failed" };
+        let by = [
+            KeyValue::new("issuer", issuer.to_owned()),
+            KeyValue::new("outcome", outcome),
+        ];
+        self.0.add(1, &by);
+    }
+}
+
 const LATENCY_BOUNDARIES: [f64; 14] = [
     0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0,
 ];

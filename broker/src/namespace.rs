@@ -189,10 +189,48 @@ impl Namespaces {
 
     /// Refuses when a tenant takes no new namespaces in, because it is being deleted or is gone.
     async fn check_taking(&self, tenant: &str) -> Result<(), BrokerError> {
-        let found = self.store.get(&keys::tenant(tenant)).await?;
+        self.taking(tenant).await.map(drop)
+    }
+
+    /// Holds as long as a tenant takes in what is made in it.
+    async fn taking(&self, tenant: &str) -> Result<Guard, BrokerError> {
+        let key = keys::tenant(tenant);
+        let found = self.store.get(&key).await?;
         let found = found.ok_or_else(|| BrokerError::no_tenant(tenant))?;
         let record: TenantRecord = record::decode(&found)?;
-        check_stays(record.removal(), &format!("tenant {tenant}"))
+        check_stays(record.removal(), &format!("tenant {tenant}"))?;
+        let expect = Expect::Revision(found.revision);
+        Ok(Guard { key, expect })
+    }
+
+    /// Holds as long as tokens, grants and roles may be made in a tenant; nothing has to hold for
+    /// those of the cluster.
+    ///
+    /// # Errors
+    /// `NotFound`, and `FailedPrecondition` when it is being deleted.
+    pub(crate) async fn taking_access(
+        &self,
+        tenant: Option<&str>,
+    ) -> Result<Vec<Guard>, BrokerError> {
+        match tenant {
+            None => Ok(Vec::new()),
+            Some(tenant) => Ok(vec![self.taking(tenant).await?]),
+        }
+    }
+
+    /// Whether a namespace is there and takes something in; an error when it is being deleted.
+    ///
+    /// # Errors
+    /// `FailedPrecondition`.
+    pub(crate) async fn is_taking(&self, namespace: &NamespaceName) -> Result<bool, BrokerError> {
+        match self.read(namespace).await {
+            Ok((record, _)) => {
+                check_stays(record.removal(), &format!("namespace {namespace}"))?;
+                Ok(true)
+            }
+            Err(BrokerError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The record of a namespace as metadata has it now.

@@ -16,8 +16,10 @@ mod first;
 pub(crate) mod grant;
 pub(crate) mod jwt;
 mod manage;
+pub(crate) mod own_role;
 pub(crate) mod principal;
 pub(crate) mod records;
+pub(crate) mod revoked;
 pub(crate) mod role;
 pub(crate) mod sessions;
 pub(crate) mod token;
@@ -35,9 +37,11 @@ use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use aquifer_runtime::clock::{self, SharedClock};
 use aquifer_runtime::net::tls::ServerTls;
 use aquifer_runtime::task::TaskGroup;
+use opentelemetry::metrics::Meter;
 
 pub use self::first::{FirstToken, create_first_token};
 use crate::error::BrokerError;
+use crate::metrics::KeyFetches;
 use crate::security::audit::{Audit, Record, Recorded};
 use crate::security::config::AuthConfig;
 use crate::security::decide::{Target, allows};
@@ -72,9 +76,8 @@ impl Guard {
         broker: BrokerId,
         config: &AuthConfig,
         store: &Arc<dyn MetadataStore>,
-        clock: &SharedClock,
+        (clock, meter, tasks): (&SharedClock, &Meter, &TaskGroup),
         brokers: Option<Arc<ServerTls>>,
-        tasks: &TaskGroup,
     ) -> Result<Option<Arc<Guard>>, BrokerError> {
         config.validate()?;
         if !config.enabled {
@@ -87,15 +90,17 @@ impl Guard {
             super_users: config.super_users.iter().cloned().collect(),
             brokers,
             sessions: Sessions::default(),
-            issuers: Arc::new(Issuers::load(&config.jwt)?),
+            issuers: Arc::new(Issuers::load(&config.jwt, clock)?),
         });
         let (followed, token) = (Arc::clone(&guard), tasks.shutdown_token());
+        let (metrics, byte) = (KeyFetches::new(meter), broker.0[0]);
         tasks.spawn("security", async move {
             tokio::select! {
                 () = followed.records.follow() => {}
                 () = followed.records.probe() => {}
                 () = followed.end_sessions() => {}
                 () = followed.reload_keys() => {}
+                () = followed.issuers.follow(byte, &followed.clock, &metrics) => {}
                 () = token.wait() => {}
             }
         });
@@ -243,14 +248,23 @@ impl Guard {
 
     /// Until when the credential of a caller is good, with some leeway; for ever without an end.
     fn check_credential(&self, identity: &Identity) -> Result<Option<u64>, ApiError> {
-        let AuthMethod::Token { id, digest } = &identity.method else {
-            return Ok(identity.expires_ms);
+        let found = match &identity.method {
+            AuthMethod::Token { id, digest } => {
+                let then = self.clock.wall_ms().saturating_sub(sessions::LEEWAY_MS);
+                self.records.read(|state| {
+                    let token = state.token(id);
+                    token.and_then(|token| token.valid(digest, then))
+                })
+            }
+            AuthMethod::Jwt { id, issued_ms } => {
+                let is_refused = self.records.read(|state| {
+                    let revoked = &state.revoked;
+                    revoked.refuses(id.as_deref(), &identity.name, *issued_ms)
+                });
+                (!is_refused).then_some(identity.expires_ms)
+            }
+            AuthMethod::Certificate | AuthMethod::Internal => Some(identity.expires_ms),
         };
-        let then = self.clock.wall_ms().saturating_sub(sessions::LEEWAY_MS);
-        let found = self.records.read(|state| {
-            let token = state.token(id);
-            token.and_then(|token| token.valid(digest, then))
-        });
         found.ok_or_else(unauthenticated)
     }
 }

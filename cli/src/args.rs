@@ -37,7 +37,8 @@ pub use roles::{
     AutorecoveryArgs, BookieArgs, BrokerArgs, ClusterArgs, DevArgs, DevChildArgs, StandaloneArgs,
 };
 pub use security::{
-    AccessCommand, CompletionArgs, ContextCommand, GrantCommand, ScopeArgs, TokenCommand,
+    AccessCommand, CompletionArgs, ContextCommand, GrantCommand, RoleCommand, ScopeArgs,
+    TokenCommand,
 };
 pub use storage::{
     BookieCommand, DoctorArgs, LedgerArgs, LedgerCommand, SourceArgs, StateArg, SupportBundleArgs,
@@ -150,6 +151,9 @@ pub enum Command {
     /// Give, list and take back grants, which say what a principal may do.
     #[command(subcommand)]
     Grant(GrantCommand),
+    /// Make, list, change and delete roles, which are names for what grants allow.
+    #[command(subcommand)]
+    Role(RoleCommand),
     /// Show, search and check the record of what was changed and refused.
     #[command(subcommand)]
     Audit(AuditCommand),

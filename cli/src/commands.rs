@@ -17,6 +17,7 @@ pub mod plan;
 pub mod policy;
 pub mod produce;
 pub mod read;
+pub mod role;
 pub mod security;
 pub mod subscription;
 pub mod support_bundle;

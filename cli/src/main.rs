@@ -119,6 +119,7 @@ async fn dispatch(
         Command::Plan(args) => commands::plan::run(&args, out),
         Command::Tls(command) => commands::tls::run(command, out),
         Command::Token(command) => commands::token::run(command, connect, out).await,
+        Command::Role(command) => commands::role::run(command, connect, out).await,
         Command::Grant(command) => commands::security::grant(command, connect, out).await,
         Command::Audit(command) => commands::audit::run(command, connect, out).await,
         Command::Access(command) => commands::security::access(command, connect, out).await,

@@ -1,8 +1,10 @@
-//! Security: tokens, grants, and what a caller is allowed.
+//! Security: tokens, grants, roles, revocations, and what a caller is allowed.
 //!
 //! Reads are retried after any retryable failure, changes only when they were certainly not applied
 //! or come to the same; all within the client's operation timeout.
 
+mod revocations;
+mod roles;
 mod scope;
 
 use std::sync::Arc;
@@ -21,6 +23,8 @@ use crate::error::{ClientError, Result};
 use crate::lookup::unary;
 use crate::retry::Deadline;
 
+pub use revocations::{Refuses, Revocation};
+pub use roles::Role;
 pub use scope::GrantScope;
 
 type Client = v1::security_client::SecurityClient<Authorized>;

@@ -253,7 +253,9 @@ pub struct Lists {
     pub tokens: Vec<v1::BackupToken>,
     /// Grants.
     pub grants: Vec<v1::BackupGrant>,
-    /// The files that have tokens or grants.
+    /// Roles.
+    pub roles: Vec<v1::BackupRole>,
+    /// The files that have tokens, grants or roles.
     pub access: Vec<BackupFile>,
 }
 
@@ -266,11 +268,12 @@ pub async fn read_lists(store: &dyn ColdStore, root: &v1::BackupRoot) -> ColdRes
     let path = name_of(&root.cluster, backup, ROOT);
     let mut lists = Lists::default();
     for file in files(root.lists.clone()).map_err(|reason| damaged(&path, reason))? {
-        let before = lists.tokens.len() + lists.grants.len();
+        let before = lists.tokens.len() + lists.grants.len() + lists.roles.len();
         for item in read_part(store, &root.cluster, backup, &file).await? {
             match item {
                 Item::Token(token) => lists.tokens.push(token),
                 Item::Grant(grant) => lists.grants.push(grant),
+                Item::Role(role) => lists.roles.push(role),
                 Item::Tenant(tenant) => lists.tenants.push(tenant),
                 Item::Namespace(namespace) => lists.namespaces.push(namespace),
                 Item::Topic(topic) if lists.topics.len() < TOPICS_MAX => lists.topics.push(topic),
@@ -280,7 +283,7 @@ pub async fn read_lists(store: &dyn ColdStore, root: &v1::BackupRoot) -> ColdRes
                 }
             }
         }
-        if lists.tokens.len() + lists.grants.len() > before {
+        if lists.tokens.len() + lists.grants.len() + lists.roles.len() > before {
             lists.access.push(file);
         }
     }
@@ -334,7 +337,8 @@ pub async fn read_topic(
                 | Item::Namespace(_)
                 | Item::Topic(_)
                 | Item::Token(_)
-                | Item::Grant(_) => {
+                | Item::Grant(_)
+                | Item::Role(_) => {
                     return Err(damaged(&file.name, "it is not of one topic"));
                 }
             }

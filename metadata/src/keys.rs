@@ -86,6 +86,14 @@ pub enum Key {
     Token(String),
     /// `auth/grants/T/ID`: what a principal may do in a tenant, or in the cluster.
     Grant(Option<String>, String),
+    /// `auth/roles/T/NAME`: a role of a tenant, or of the cluster.
+    Role(Option<String>, String),
+    /// `auth/revoked/ID`: JSON Web Tokens that are refused.
+    Revocation(String),
+    /// `auth/keys/NAME`: a secret of the cluster.
+    ClusterKey(String),
+    /// `auth/forgotten/T`: when a tenant of this name was deleted.
+    Forgotten(String),
     /// `locations/N`: a place of objects.
     Location(u32),
     /// `oc/ATTEMPT`: an object that is being written.
@@ -349,6 +357,34 @@ pub fn grants_prefix(tenant: Option<&str>) -> String {
     }
 }
 
+/// Key of a role of a tenant, or without one of the cluster.
+pub fn role(tenant: Option<&str>, name: &str) -> String {
+    format!("{}{}", roles_prefix(tenant), escape(name))
+}
+
+/// What begins the keys of the roles of a tenant, or without one of the cluster.
+pub fn roles_prefix(tenant: Option<&str>) -> String {
+    match tenant {
+        Some(tenant) => format!("auth/roles/{}/", escape(tenant)),
+        None => format!("auth/roles/{OF_CLUSTER}/"),
+    }
+}
+
+/// Key of a revocation of JSON Web Tokens.
+pub fn revocation(id: &str) -> String {
+    format!("auth/revoked/{}", escape(id))
+}
+
+/// Key of a secret of the cluster.
+pub fn cluster_key(name: &str) -> String {
+    format!("auth/keys/{}", escape(name))
+}
+
+/// Key of the note that a tenant was deleted.
+pub fn forgotten(tenant: &str) -> String {
+    format!("auth/forgotten/{}", escape(tenant))
+}
+
 /// Stands for the cluster where a tenant stands otherwise. No tenant has the name.
 const OF_CLUSTER: &str = "~";
 
@@ -431,6 +467,10 @@ pub fn partition_of(key: &str) -> MetadataResult<Partition<'_>> {
         | Key::Leader(_)
         | Key::Token(_)
         | Key::Grant(..)
+        | Key::Role(..)
+        | Key::Revocation(_)
+        | Key::ClusterKey(_)
+        | Key::Forgotten(_)
         | Key::Location(_)
         | Key::Backup(_) => Partition::Named(CLUSTER_PARTITION.into()),
     })
@@ -479,6 +519,10 @@ impl fmt::Display for Key {
             Key::Leader(election) => leader(election),
             Key::Token(id) => token(id),
             Key::Grant(tenant, id) => grant(tenant.as_deref(), id),
+            Key::Role(tenant, name) => role(tenant.as_deref(), name),
+            Key::Revocation(id) => revocation(id),
+            Key::ClusterKey(name) => cluster_key(name),
+            Key::Forgotten(tenant) => forgotten(tenant),
             Key::Location(number) => location(*number),
             Key::Upload(attempt) => upload(*attempt),
             Key::DyingObject(attempt) => dying_object(*attempt),
@@ -554,6 +598,11 @@ fn parse(text: &str) -> Option<Key> {
         ["auth", "tokens", id] => Key::Token(name(id)?),
         ["auth", "grants", OF_CLUSTER, id] => Key::Grant(None, name(id)?),
         ["auth", "grants", tenant, id] => Key::Grant(Some(name(tenant)?), name(id)?),
+        ["auth", "roles", OF_CLUSTER, role] => Key::Role(None, name(role)?),
+        ["auth", "roles", tenant, role] => Key::Role(Some(name(tenant)?), name(role)?),
+        ["auth", "revoked", id] => Key::Revocation(name(id)?),
+        ["auth", "keys", key] => Key::ClusterKey(name(key)?),
+        ["auth", "forgotten", tenant] => Key::Forgotten(name(tenant)?),
         _ => return None,
     })
 }

@@ -82,7 +82,11 @@ records! {
     UnderReplicatedRecord = UnderReplicated / "under-replicated ledger",
     LockRecord = Lock / "lock",
     TokenRecord = Token / "token",
-    GrantRecord = Grant / "grant",
+    GrantRecord = Grant / "grant": GRANT_OF_ROLE by grant_version,
+    RoleRecord = Role / "role",
+    RevocationRecord = Revocation / "revocation",
+    ClusterKeyRecord = ClusterKey / "cluster key",
+    ForgottenRecord = Forgotten / "forgotten tenant",
     LocationRecord = Location / "location",
     UploadRecord = Upload / "upload",
     DyingObjectRecord = DyingObject / "dying object",
@@ -93,6 +97,16 @@ records! {
 const TENANT_REMOVAL: u32 = 2;
 /// The version of a namespace's record that is marked for its deletion.
 const NAMESPACE_REMOVAL: u32 = 2;
+
+/// The version of a grant whose actions stand in the record of a role.
+const GRANT_OF_ROLE: u32 = 2;
+
+fn grant_version(record: &v1::GrantRecord) -> u32 {
+    match &record.role_of {
+        None => FORMAT_VERSION,
+        Some(_) => GRANT_OF_ROLE,
+    }
+}
 
 fn tenant_version(record: &v1::TenantRecord) -> u32 {
     match record.removal() {
@@ -189,6 +203,10 @@ fn kind_at(key: &str) -> Option<(&'static str, u32)> {
         Key::RepairLock(_) => of::<v1::LockRecord>(),
         Key::Token(_) => of::<v1::TokenRecord>(),
         Key::Grant(..) => of::<v1::GrantRecord>(),
+        Key::Role(..) => of::<v1::RoleRecord>(),
+        Key::Revocation(_) => of::<v1::RevocationRecord>(),
+        Key::ClusterKey(_) => of::<v1::ClusterKeyRecord>(),
+        Key::Forgotten(_) => of::<v1::ForgottenRecord>(),
         Key::Location(_) => of::<v1::LocationRecord>(),
         Key::Upload(_) => of::<v1::UploadRecord>(),
         Key::DyingObject(_) => of::<v1::DyingObjectRecord>(),

@@ -208,7 +208,7 @@ pub struct RestoreAccess {
 pub struct RestoredAccess {
     /// Tokens that are back.
     pub tokens: u64,
-    /// Grants that are back.
+    /// Grants and roles that are back.
     pub grants: u64,
     /// Those in whose place something is here, which stays.
     pub kept: u64,

@@ -1,4 +1,4 @@
-//! Tokens and grants, as the broker serves them.
+//! Tokens, grants, roles and revocations, as the broker serves them.
 //!
 //! Whose permission a request about a token or a grant needs is found out from what is known of it
 //! here. An id of nothing needs that of the cluster, so that it gets the answer of a foreign one.
@@ -11,7 +11,7 @@ use aquifer_protocol_api::error::ApiResult;
 use aquifer_protocol_api::scope::GrantScope;
 use aquifer_protocol_api::security::{
     AddGrant, AuditPage, Authenticator, CheckAccess, Checked, CreateToken, GrantInfo, NewToken,
-    ReadAudit, Security, Shown, TokenInfo, WhoAmI,
+    ReadAudit, RevocationInfo, Revoke, RoleInfo, RoleName, Security, Shown, TokenInfo, WhoAmI,
 };
 use async_trait::async_trait;
 use tracing::info_span;
@@ -135,7 +135,12 @@ impl Security for Broker {
             "list_tokens",
             Action::Grant,
             of.map_or(Resource::Cluster, Resource::Tenant),
-            async { Ok(self.guard()?.list_tokens(tenant.as_deref(), &page)) }
+            async {
+                let tenant = tenant.as_deref();
+                let arguments = [tenant.unwrap_or_default()];
+                let list = self.shared.pages.list(ctx, "list_tokens", &arguments);
+                list.seal(self.guard()?.list_tokens(tenant, &list.open(page)?))
+            }
         )
     }
 
@@ -200,8 +205,12 @@ impl Security for Broker {
             _ => (Action::Grant, Resource::Scope(scope.clone())),
         };
         serve!(self, ctx, "list_grants", action, resource, async {
-            self.guard()?
-                .list_grants(&scope, principal.as_deref(), &page)
+            let [tenant, namespace, topic] = scope.texts();
+            let principal = principal.as_deref();
+            let arguments = [&*tenant, &namespace, &topic, principal.unwrap_or_default()];
+            let list = self.shared.pages.list(ctx, "list_grants", &arguments);
+            let page = list.open(page)?;
+            list.seal(self.guard()?.list_grants(&scope, principal, &page)?)
         })
     }
 
@@ -220,6 +229,130 @@ impl Security for Broker {
             async { self.guard()?.remove_grant(ctx, &id, &scope).await }
         )
     }
+
+    async fn create_role(
+        &self,
+        ctx: &RequestContext,
+        name: RoleName,
+        actions: Vec<Action>,
+    ) -> ApiResult<RoleInfo> {
+        serve!(
+            self,
+            ctx,
+            "create_role",
+            Action::Grant,
+            owner(&name),
+            async {
+                self.guard()?
+                    .create_role(ctx, name, &actions, &self.shared.namespaces)
+                    .await
+            }
+        )
+    }
+
+    async fn list_roles(
+        &self,
+        ctx: &RequestContext,
+        tenant: Option<String>,
+    ) -> ApiResult<Vec<RoleInfo>> {
+        let of = tenant.clone();
+        serve!(
+            self,
+            ctx,
+            "list_roles",
+            Action::Describe,
+            of.map_or(Resource::Cluster, Resource::Tenant),
+            async { Ok(self.guard()?.list_roles(tenant.as_deref())) }
+        )
+    }
+
+    async fn get_role(&self, ctx: &RequestContext, name: RoleName) -> ApiResult<RoleInfo> {
+        serve!(
+            self,
+            ctx,
+            "get_role",
+            Action::Describe,
+            owner(&name),
+            async { self.guard()?.role(&name) }
+        )
+    }
+
+    async fn update_role(
+        &self,
+        ctx: &RequestContext,
+        name: RoleName,
+        actions: Vec<Action>,
+    ) -> ApiResult<RoleInfo> {
+        serve!(
+            self,
+            ctx,
+            "update_role",
+            Action::Grant,
+            owner(&name),
+            async { self.guard()?.update_role(ctx, name, &actions).await }
+        )
+    }
+
+    async fn delete_role(&self, ctx: &RequestContext, name: RoleName) -> ApiResult<()> {
+        serve!(
+            self,
+            ctx,
+            "delete_role",
+            Action::Grant,
+            owner(&name),
+            async { self.guard()?.delete_role(ctx, &name).await }
+        )
+    }
+
+    async fn add_revocation(
+        &self,
+        ctx: &RequestContext,
+        revoke: Revoke,
+    ) -> ApiResult<RevocationInfo> {
+        serve!(
+            self,
+            ctx,
+            "add_revocation",
+            Action::Grant,
+            Resource::Cluster,
+            async { self.guard()?.add_revocation(ctx, revoke).await }
+        )
+    }
+
+    async fn list_revocations(
+        &self,
+        ctx: &RequestContext,
+        page: PageRequest,
+    ) -> ApiResult<Page<RevocationInfo>> {
+        serve!(
+            self,
+            ctx,
+            "list_revocations",
+            Action::Grant,
+            Resource::Cluster,
+            async {
+                let list = self.shared.pages.list(ctx, "list_revocations", &[]);
+                list.seal(self.guard()?.list_revocations(&list.open(page)?))
+            }
+        )
+    }
+
+    async fn remove_revocation(&self, ctx: &RequestContext, id: String) -> ApiResult<()> {
+        serve!(
+            self,
+            ctx,
+            "remove_revocation",
+            Action::Grant,
+            Resource::Cluster,
+            async { self.guard()?.remove_revocation(ctx, &id).await }
+        )
+    }
+}
+
+/// Whose a role is.
+fn owner(name: &RoleName) -> Resource {
+    let tenant = name.tenant.clone();
+    tenant.map_or(Resource::Cluster, Resource::Tenant)
 }
 
 impl Broker {

@@ -1,5 +1,5 @@
-//! What a backup has besides topics: tenants and namespaces with their policies, tokens and grants,
-//! all as they were at one revision of metadata.
+//! What a backup has besides topics: tenants and namespaces with their policies, roles, tokens and
+//! grants, all as they were at one revision of metadata.
 //!
 //! A backup of a tenant has the tokens and grants of that tenant, one of a topic has none. The
 //! secrets of tokens are nowhere: a record has their digests.
@@ -65,17 +65,27 @@ async fn at(snapshot: &Snapshot<'_>, scope: &BackupScope) -> MetadataResult<Vec<
             policies,
         }));
     }
+    let (mut roles, mut others) = (Vec::new(), Vec::new());
     let mut after = String::new();
     loop {
         let page = snapshot
             .page(keys::AUTH_PREFIX, &after, METADATA_PAGE_KEYS_MAX)
             .await?;
-        items.extend(page.items.iter().filter_map(|stored| access(stored, scope)));
+        for item in page.items.iter().filter_map(|stored| access(stored, scope)) {
+            match &item {
+                Item::Role(_) => roles.push(item),
+                _ => others.push(item),
+            }
+        }
         match page.next {
             Some(next) => after = next.after,
-            None => return Ok(items),
+            None => break,
         }
     }
+    // Roles come first, so that those of a grant are back before it.
+    items.extend(roles);
+    items.extend(others);
+    Ok(items)
 }
 
 /// The tenants and namespaces of a scope. What is below a namespace is passed over.
@@ -146,7 +156,8 @@ async fn policies(
     }
 }
 
-/// A token or a grant of a scope. One that is not understood gives nothing, and is left out.
+/// A token, a grant or a role of a scope. One that is not understood gives nothing, and is left
+/// out.
 fn access(stored: &Versioned, scope: &BackupScope) -> Option<Item> {
     let is_of = |tenant: &str| match scope {
         BackupScope::Cluster => true,
@@ -163,6 +174,11 @@ fn access(stored: &Versioned, scope: &BackupScope) -> Option<Item> {
             let grant = Some(grant);
             let item = Item::Grant(v1::BackupGrant { id, grant });
             is_of(&tenant.unwrap_or_default()).then_some(item)
+        }),
+        Ok(Key::Role(tenant, name)) => record::decode::<v1::RoleRecord>(stored).map(|role| {
+            let tenant = tenant.unwrap_or_default();
+            let (is_of, role) = (is_of(&tenant), Some(role));
+            is_of.then_some(Item::Role(v1::BackupRole { name, tenant, role }))
         }),
         _ => Ok(None),
     };

@@ -34,18 +34,21 @@ const FIRST_PREV: &str = "000000000000000000000000000000000000000000000000000000
 const TEXT_BYTES_MAX: usize = 256;
 
 /// Requests that change something. Everything else is written only when it is refused.
-const CHANGES: [&str; 34] = [
+const CHANGES: [&str; 39] = [
     "add_grant",
+    "add_revocation",
     "begin_backup",
     "clear_subscription",
     "clear_subscription_dry_run",
     "create_namespace",
+    "create_role",
     "create_subscription",
     "create_tenant",
     "create_token",
     "create_topic",
     "delete_namespace",
     "delete_namespace_dry_run",
+    "delete_role",
     "delete_subscription",
     "delete_tenant",
     "delete_tenant_dry_run",
@@ -56,6 +59,7 @@ const CHANGES: [&str; 34] = [
     "grow_topic",
     "offload_topic",
     "remove_grant",
+    "remove_revocation",
     "reset_subscriptions",
     "restore_access",
     "restore_topic",
@@ -69,6 +73,7 @@ const CHANGES: [&str; 34] = [
     "transfer_bundle",
     "unload_topic",
     "update_policies",
+    "update_role",
 ];
 
 /// Those that consumers make all the time.

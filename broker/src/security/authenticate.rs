@@ -66,10 +66,15 @@ impl Guard {
 
     fn of_issuer(&self, text: &str, now_ms: u64) -> Option<Identity> {
         let verified = self.issuers.verify(text, now_ms)?;
-        Some(Identity {
+        let (id, issued_ms) = (verified.id, verified.issued_ms);
+        let is_refused = self.records.read(|state| {
+            let revoked = &state.revoked;
+            revoked.refuses(id.as_deref(), &verified.principal, issued_ms)
+        });
+        (!is_refused).then_some(Identity {
             name: verified.principal,
             groups: verified.groups,
-            method: AuthMethod::Jwt,
+            method: AuthMethod::Jwt { id, issued_ms },
             expires_ms: Some(verified.expires_ms),
         })
     }

@@ -6,23 +6,31 @@
 //!   before the signature is verified.
 //! - `iss`, `sub`, `aud`, `exp` and `iat` are required; a token lives no longer than its issuer is
 //!   configured for.
-//! - A file of keys that cannot be used leaves the former keys in force.
+//! - A file of keys that cannot be used leaves the former keys in force; so does a URL, for a
+//!   while.
 
 mod keys;
+mod remote;
 
 use std::path::{Path, PathBuf};
 
+use aquifer_runtime::clock::SharedClock;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures::future::join_all;
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use self::keys::Key;
 use crate::error::BrokerError;
+use crate::metrics::KeyFetches;
 
 /// Longest token, and longest file of keys, in bytes.
 const TOKEN_BYTES_MAX: usize = 8 << 10;
 const KEYS_BYTES_MAX: u64 = 256 << 10;
+/// Shortest time between two fetches that are due.
+const REFRESH_MS_MIN: u64 = 30_000;
 /// By how much clocks may differ, in seconds.
 const LEEWAY_S: u64 = 30;
 /// Groups of one token; more are not looked at.
@@ -40,8 +48,15 @@ pub struct JwtIssuer {
     pub issuer: String,
     /// Values of the claim `aud` that are meant for this cluster.
     pub audiences: Vec<String>,
-    /// Its keys, as a JWK set.
+    /// Its keys, as a JWK set; empty where a URL is given.
     pub jwks_file: PathBuf,
+    /// Where its keys are fetched from, as a JWK set: an `https` URL; empty where a file is given.
+    pub jwks_url: String,
+    /// The authorities that the certificate of that server is checked against (PEM); those of the
+    /// operating system where it is not set.
+    pub jwks_ca_file: Option<PathBuf>,
+    /// How often the keys are fetched.
+    pub jwks_refresh_ms: u64,
     /// Where the claim with its groups is, as a JSON pointer, for example `/realm_access/roles`.
     pub groups_claim: String,
     /// Longest lifetime of a token, from `iat` to `exp`.
@@ -55,6 +70,9 @@ impl Default for JwtIssuer {
             issuer: String::new(),
             audiences: Vec::new(),
             jwks_file: PathBuf::new(),
+            jwks_url: String::new(),
+            jwks_ca_file: None,
+            jwks_refresh_ms: 300_000,
             groups_claim: "/groups".to_owned(),
             lifetime_ms_max: 24 * 3_600 * 1_000,
         }
@@ -65,11 +83,21 @@ impl JwtIssuer {
     /// Checks what types cannot say.
     pub(super) fn validate(&self) -> Result<(), BrokerError> {
         let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let (has_file, has_url) = (
+            !self.jwks_file.as_os_str().is_empty(),
+            !self.jwks_url.is_empty(),
+        );
+        if has_url && let Err(reason) = remote::check(&self.jwks_url) {
+            let text = format!("auth.jwt {:?}: jwks_url: {reason}", self.alias);
+            return Err(BrokerError::Config(text));
+        }
         let wrong = match self {
             _ if self.alias.is_empty() || !self.alias.bytes().all(legal) => "alias",
             _ if self.issuer.is_empty() => "issuer",
             _ if self.audiences.is_empty() => "audiences",
-            _ if self.jwks_file.as_os_str().is_empty() => "jwks_file",
+            _ if has_file == has_url => "either jwks_file or jwks_url",
+            _ if self.jwks_ca_file.is_some() && !has_url => "jwks_url beside jwks_ca_file",
+            _ if self.jwks_refresh_ms < REFRESH_MS_MIN => "jwks_refresh_ms (at least 30000)",
             _ if !self.groups_claim.starts_with('/') => "groups_claim",
             _ if self.lifetime_ms_max == 0 => "lifetime_ms_max",
             _ => return Ok(()),
@@ -88,12 +116,16 @@ pub(super) struct Issuers(Vec<Issuer>);
 struct Issuer {
     config: JwtIssuer,
     keys: RwLock<Loaded>,
+    /// Told when a token names a key that is not known.
+    wanted: Notify,
 }
 
 #[derive(Default)]
 struct Loaded {
     text: String,
     keys: Vec<Key>,
+    /// When they were fetched last.
+    fetched_ms: Option<u64>,
 }
 
 /// What a verified token says.
@@ -101,6 +133,9 @@ struct Loaded {
 pub(super) struct Verified {
     pub(super) principal: String,
     pub(super) groups: Vec<String>,
+    /// Its `ALIAS:JTI`, if it has an id that can be written.
+    pub(super) id: Option<String>,
+    pub(super) issued_ms: u64,
     pub(super) expires_ms: u64,
 }
 
@@ -133,22 +168,33 @@ impl Issuers {
     /// Those of the configuration, with their keys.
     ///
     /// # Errors
-    /// When a file cannot be used.
-    pub(super) fn load(config: &[JwtIssuer]) -> Result<Issuers, BrokerError> {
+    /// When a file cannot be used. A URL is not asked: an issuer that is away is no reason not to
+    /// start.
+    pub(super) fn load(config: &[JwtIssuer], clock: &SharedClock) -> Result<Issuers, BrokerError> {
         let mut issuers = Vec::new();
         for config in config {
             config.validate()?;
             let issuer = Issuer {
                 config: config.clone(),
                 keys: RwLock::default(),
+                wanted: Notify::new(),
             };
+            let (path, alias) = (config.jwks_file.display(), &config.alias);
             issuer.reload().map_err(|error| {
-                let path = config.jwks_file.display();
                 BrokerError::Config(format!("auth.jwt.jwks_file {path}: {error}"))
+            })?;
+            remote::tls(config, clock).map_err(|error| {
+                BrokerError::Config(format!("auth.jwt {alias:?}: jwks_ca_file: {error}"))
             })?;
             issuers.push(issuer);
         }
         Ok(Issuers(issuers))
+    }
+
+    /// How long a token of an issuer may live.
+    pub(super) fn lifetime_ms_max(&self, alias: &str) -> Option<u64> {
+        let issuer = self.0.iter().find(|issuer| issuer.config.alias == alias);
+        issuer.map(|issuer| issuer.config.lifetime_ms_max)
     }
 
     /// Whether tokens of any issuer are accepted.
@@ -164,6 +210,18 @@ impl Issuers {
                 tracing::warn!(%path, error, "the keys of an issuer cannot be read again");
             }
         }
+    }
+
+    /// Fetches the keys of those that have a URL, until the task is dropped.
+    pub(super) async fn follow(&self, broker: u8, clock: &SharedClock, metrics: &KeyFetches) {
+        let remote = self.0.iter().filter(|issuer| issuer.is_remote());
+        let follows = remote.map(|issuer| {
+            let pace = remote::Pace::of(&issuer.config, broker);
+            issuer.follow(pace, clock, metrics)
+        });
+        join_all(follows).await;
+        // Where none has one.
+        std::future::pending().await
     }
 
     /// What a token says, if an issuer has signed it and it counts now.
@@ -182,7 +240,9 @@ impl Issuers {
         let claims: Claims = serde_json::from_slice(&bytes).ok()?;
         let mut issuers = self.0.iter();
         let issuer = issuers.find(|issuer| issuer.config.issuer == claims.iss)?;
-        if !issuer.has_signed(&header, message.as_bytes(), &decode(signed)?) {
+        if !issuer.are_current(now_ms)
+            || !issuer.has_signed(&header, message.as_bytes(), &decode(signed)?)
+        {
             return None;
         }
         let all: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
@@ -191,18 +251,56 @@ impl Issuers {
 }
 
 impl Issuer {
+    fn is_remote(&self) -> bool {
+        !self.config.jwks_url.is_empty()
+    }
+
+    /// Reads its file again, if it has one.
     fn reload(&self) -> Result<(), String> {
+        if self.is_remote() {
+            return Ok(());
+        }
         let text = read(&self.config.jwks_file)?;
         if self.keys.read().text == text {
             return Ok(());
         }
         let keys = keys::parse(&text)?;
-        *self.keys.write() = Loaded { text, keys };
+        self.put(text, keys, None);
         Ok(())
+    }
+
+    fn put(&self, text: String, keys: Vec<Key>, fetched_ms: Option<u64>) {
+        *self.keys.write() = Loaded {
+            text,
+            keys,
+            fetched_ms,
+        };
+    }
+
+    /// Whether its keys count: those of a URL for as long as that may be away.
+    fn are_current(&self, now_ms: u64) -> bool {
+        if !self.is_remote() {
+            return true;
+        }
+        let fetched_ms = self.keys.read().fetched_ms;
+        let end_ms = fetched_ms.map(|at| at.saturating_add(remote::KEPT_MS));
+        let are_current = end_ms.is_some_and(|end| now_ms < end);
+        if !are_current {
+            self.wanted.notify_one();
+        }
+        are_current
     }
 
     fn has_signed(&self, header: &Header, message: &[u8], signed: &[u8]) -> bool {
         let loaded = self.keys.read();
+        let is_known = |wanted: &String| {
+            let mut ids = loaded.keys.iter().filter_map(|key| key.id.as_ref());
+            ids.any(|id| id == wanted)
+        };
+        if self.is_remote() && !header.kid.as_ref().is_none_or(is_known) {
+            self.wanted.notify_one();
+            return false;
+        }
         let mut meant = loaded
             .keys
             .iter()
@@ -239,9 +337,13 @@ impl Issuer {
             let name = group.as_str().filter(|name| is_name(name))?;
             Some(format!("group:{alias}:{name}"))
         });
+        let id = all.get("jti").and_then(serde_json::Value::as_str);
+        let id = id.filter(|id| is_name(id));
         Some(Verified {
             principal: format!("jwt:{alias}:{}", claims.sub),
             groups: groups.collect(),
+            id: id.map(|id| format!("{alias}:{id}")),
+            issued_ms: claims.iat.saturating_mul(1_000),
             expires_ms: claims.exp.saturating_mul(1_000),
         })
     }

@@ -1,4 +1,6 @@
-//! Changes of tokens and grants. A request was allowed where it acts; here it is seen to that
+//! Changes of tokens, grants, roles and revocations.
+//!
+//! A request was allowed where it acts; here it is seen to that
 //! nothing is given that its caller may not give.
 //!
 //! Invariants:
@@ -9,6 +11,8 @@
 
 mod grants;
 mod restored;
+mod revocations;
+mod roles;
 mod tokens;
 
 use aquifer_metadata::store::Revision;
@@ -84,7 +88,7 @@ impl Guard {
             true => Ok(()),
             false => Err(BrokerError::Quota {
                 limit: "records of security",
-                what: "tokens and grants",
+                what: "tokens, grants, roles and revocations",
                 scope: "the cluster".to_owned(),
                 used: records::ADDED_MAX,
                 max: records::ADDED_MAX,

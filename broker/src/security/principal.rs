@@ -15,6 +15,12 @@ pub(crate) fn of_token(tenant: Option<&str>, name: &str) -> String {
     }
 }
 
+/// The tenant of the token that a principal is, if it is one of a tenant.
+pub(crate) fn tenant_of(name: &str) -> Option<&str> {
+    let token = name.strip_prefix("token:")?;
+    token.split_once('/').map(|(tenant, _)| tenant)
+}
+
 /// The principal of a client's certificate.
 pub(crate) fn of_certificate(name: &str) -> String {
     format!("cert:{name}")

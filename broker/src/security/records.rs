@@ -1,4 +1,5 @@
-//! Tokens and grants in memory, kept current by one watch: decisions wait for nothing.
+//! Tokens, grants, roles and revocations in memory, kept current by one watch: decisions wait for
+//! nothing.
 //!
 //! Invariants:
 //! - What was taken away is out of force when the watch has shown it. While the store is away,
@@ -6,7 +7,7 @@
 //! - A record that cannot be read gives nothing and concerns nothing else.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,13 +17,16 @@ use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::record;
 use aquifer_metadata::scan;
 use aquifer_metadata::store::{MetadataStore, Revision, Versioned, WatchEvent};
-use aquifer_proto::v1::{GrantRecord, TokenRecord};
+use aquifer_proto::v1::{GrantRecord, RevocationRecord, RoleRecord, TokenRecord};
+use aquifer_protocol_api::security::RoleName;
 use aquifer_runtime::clock::{self, SharedClock};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::error::BrokerError;
 use crate::security::grant::Grant;
+use crate::security::own_role::{self, OwnRole};
+use crate::security::revoked::{self, Revoked};
 use crate::security::token::Token;
 
 /// For how long decisions are made from what is known while the store is away.
@@ -63,6 +67,11 @@ pub(crate) struct State {
     by_principal: HashMap<String, Vec<Arc<Grant>>>,
     /// When grants end, and how many do then.
     ends: BTreeMap<u64, usize>,
+    /// Roles that are not built in, by their keys.
+    roles: BTreeMap<String, OwnRole>,
+    /// The keys of grants that give such a role, by the key of the role, which may not be there.
+    naming: HashMap<String, BTreeSet<String>>,
+    pub(crate) revoked: Revoked,
 }
 
 impl Records {
@@ -177,7 +186,7 @@ impl Records {
 
 async fn read(store: &dyn MetadataStore) -> Result<(State, Revision), BrokerError> {
     scan::each(store, keys::AUTH_PREFIX, State::default, |state, stored| {
-        if state.tokens.len() + state.grants.len() >= RECORDS_MAX {
+        if state.len() >= RECORDS_MAX {
             let text = format!("there are more than {RECORDS_MAX} tokens and grants");
             return Err(MetadataError::Invalid(text).into());
         }
@@ -227,7 +236,24 @@ impl State {
 
     /// Whether there is room for another record.
     pub(crate) fn has_room(&self) -> bool {
-        ((self.tokens.len() + self.grants.len()) as u64) < ADDED_MAX
+        (self.len() as u64) < ADDED_MAX
+    }
+
+    fn len(&self) -> usize {
+        self.tokens.len() + self.grants.len() + self.roles.len() + self.revoked.len()
+    }
+
+    /// A role that is not built in.
+    pub(crate) fn role(&self, name: &RoleName) -> Option<&OwnRole> {
+        self.roles.get(&own_role::key(name))
+    }
+
+    /// The roles of a tenant, or of the cluster, in order.
+    pub(crate) fn roles_of(&self, tenant: Option<&str>) -> impl Iterator<Item = &OwnRole> {
+        let prefix = keys::roles_prefix(tenant);
+        let from = self.roles.range(prefix.clone()..);
+        from.take_while(move |(key, _)| key.starts_with(&prefix))
+            .map(|(_, role)| role)
     }
 
     fn put(&mut self, stored: &Versioned) {
@@ -252,11 +278,59 @@ impl State {
                     }
                 }
             }
+            Ok(Key::Role(tenant, name)) => {
+                let name = RoleName { tenant, name };
+                let record = record::decode::<RoleRecord>(stored);
+                let role = record.map_err(|error| error.to_string());
+                match role.and_then(|record| OwnRole::of(name, record)) {
+                    Ok(role) => {
+                        self.roles.insert(stored.key.clone(), role);
+                    }
+                    Err(error) => {
+                        self.roles.remove(&stored.key);
+                        let key = &stored.key;
+                        tracing::warn!(key, error, "a role is not understood and gives nothing");
+                    }
+                }
+                self.resolve(&stored.key);
+            }
+            Ok(Key::Revocation(id)) => {
+                let record = record::decode::<RevocationRecord>(stored);
+                let revocation = record.map_err(|error| error.to_string());
+                match revocation.and_then(|record| revoked::of(&id, record)) {
+                    Ok(revocation) => self.revoked.put(revocation),
+                    Err(error) => {
+                        tracing::error!(id, error, "a revocation is not understood");
+                    }
+                }
+            }
+            Ok(Key::Forgotten(_) | Key::ClusterKey(_)) => {}
             _ => tracing::debug!(key = stored.key, "neither a token nor a grant"),
         }
     }
 
+    /// Gives the grants of a role the actions that it has now.
+    fn resolve(&mut self, role: &str) {
+        let naming = self.naming.get(role).cloned().unwrap_or_default();
+        for key in naming {
+            if let Some(grant) = self.grants.get(&key).cloned() {
+                self.remove(&key);
+                self.add(key, grant);
+            }
+        }
+    }
+
     fn add(&mut self, key: String, grant: Arc<Grant>) {
+        let grant = match &grant.own_role {
+            None => grant,
+            Some(name) => {
+                let of = own_role::key(name);
+                let role = self.roles.get(&of);
+                let actions = role.map(|role| role.actions).unwrap_or_default();
+                self.naming.entry(of).or_default().insert(key.clone());
+                Arc::new(Grant::clone(&grant).of_role(name.clone(), actions))
+            }
+        };
         if let Some(end) = grant.info.expires_ms {
             *self.ends.entry(end).or_default() += 1;
         }
@@ -267,8 +341,16 @@ impl State {
     }
 
     fn remove(&mut self, key: &str) {
-        if let Ok(Key::Token(id)) = key.parse() {
-            self.tokens.remove(&id);
+        match key.parse() {
+            Ok(Key::Token(id)) => {
+                self.tokens.remove(&id);
+            }
+            Ok(Key::Role(..)) => {
+                self.roles.remove(key);
+                self.resolve(key);
+            }
+            Ok(Key::Revocation(id)) => self.revoked.remove(&id),
+            _ => {}
         }
         let Some(gone) = self.grants.remove(key) else {
             return;
@@ -279,6 +361,15 @@ impl State {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
                 count.remove();
+            }
+        }
+        let of = gone.own_role.as_ref().map(own_role::key);
+        if let Some(of) = of
+            && let Some(naming) = self.naming.get_mut(&of)
+        {
+            naming.remove(key);
+            if naming.is_empty() {
+                self.naming.remove(&of);
             }
         }
         let principal = &gone.info.principal;

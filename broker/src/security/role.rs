@@ -2,6 +2,7 @@
 
 use aquifer_protocol_api::access::Action;
 use aquifer_protocol_api::scope::GrantScope;
+use aquifer_protocol_api::security::{RoleInfo, RoleName};
 
 /// Actions that a grant gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -85,12 +86,34 @@ const ROLES: [Role; 8] = {
     ]
 };
 
-/// What a role comes to in a scope; says why not.
+/// Whether a role of this name is built in.
+pub(crate) fn is_built_in(name: &str) -> bool {
+    ROLES.iter().any(|role| role.name == name)
+}
+
+/// The roles that are built in, as they are listed.
+pub(crate) fn built_in() -> impl Iterator<Item = RoleInfo> {
+    ROLES.iter().map(|role| RoleInfo {
+        name: RoleName {
+            tenant: None,
+            name: role.name.to_owned(),
+        },
+        actions: ActionSet::of(role.actions).list(),
+        built_in: true,
+        created_ms: 0,
+        created_by: String::new(),
+    })
+}
+
+/// What a role that is built in comes to in a scope; says why not.
 pub(crate) fn actions_of(name: &str, scope: &GrantScope) -> Result<ActionSet, String> {
     let Some(role) = ROLES.iter().find(|role| role.name == name) else {
         let names: Vec<&str> = ROLES.iter().map(|role| role.name).collect();
         let names = names.join(", ");
-        return Err(format!("there is no role {name:?}: the roles are {names}"));
+        let own = "and those that were created, which `aquifer role list` shows";
+        return Err(format!(
+            "there is no role {name:?}: the roles are {names}, {own}"
+        ));
     };
     let [tenant, namespace, topic] = scope.parts().map(|part| part.is_some());
     let fits = match role.given {

@@ -5,7 +5,10 @@ mod audit;
 mod audit_topic;
 mod escalation;
 mod matrix;
+mod pages;
 mod restored;
+mod revocations;
+mod roles;
 mod sessions;
 
 use std::sync::Arc;
@@ -39,6 +42,7 @@ pub struct Secured {
     pub admin: Secret,
     pub store: Arc<dyn MetadataStore>,
     pub clock: Arc<ManualClock>,
+    config: BrokerConfig,
     _tasks: TaskGroup,
 }
 
@@ -59,6 +63,11 @@ impl Secured {
 
     /// With objects in this store.
     pub async fn start_with(cold: Option<&MemoryColdStore>) -> Secured {
+        Secured::start_as(auth_config(), cold).await
+    }
+
+    /// With these settings.
+    pub async fn start_as(config: BrokerConfig, cold: Option<&MemoryColdStore>) -> Secured {
         let disk = SimDisk::new();
         disk.create_dir_all("/data".as_ref()).unwrap();
         let tasks = TaskGroup::new("store");
@@ -78,19 +87,21 @@ impl Secured {
         assert!(create_first_token(&*store, 1, keep).await.unwrap());
         let world = TestWorld::new(1);
         let clock = world.clock.clone().unwrap();
-        let harness = over(world, &store, cold).await;
+        let harness = over(world, &store, cold, config.clone()).await;
         Secured {
             harness,
             admin: kept.unwrap(),
             store,
             clock,
+            config,
             _tasks: tasks,
         }
     }
 
     /// Another broker over the same storage.
     pub async fn another(&self) -> Harness {
-        over(self.harness.world.clone(), &self.store, None).await
+        let world = self.harness.world.clone();
+        over(world, &self.store, None, self.config.clone()).await
     }
 
     pub fn broker(&self) -> &Arc<Broker> {
@@ -155,6 +166,7 @@ async fn over(
     world: TestWorld,
     store: &Arc<dyn MetadataStore>,
     cold: Option<&MemoryColdStore>,
+    config: BrokerConfig,
 ) -> Harness {
     let transport = Arc::new(world.bookies.clone());
     let (store, settings) = (Arc::clone(store), TestWorld::settings());
@@ -165,7 +177,7 @@ async fn over(
             over_cold(ledgers, cold, OffloadSettings::default())
         }
     };
-    Harness::over(world, auth_config(), log).await
+    Harness::over(world, config, log).await
 }
 
 pub fn authenticate(broker: &Broker, bearer: Option<&str>) -> ApiResult<Principal> {

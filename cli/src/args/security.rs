@@ -1,7 +1,7 @@
-//! Arguments of `aquifer token`, `grant`, `access`, `context` and `completion`.
+//! Arguments of `aquifer token`, `grant`, `role`, `access`, `context` and `completion`.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aquifer_client::security::GrantScope;
 use clap::{Args, Subcommand, ValueEnum};
@@ -52,6 +52,28 @@ pub enum TokenCommand {
     /// Make a token useless at once; whatever is connected with it is disconnected.
     Revoke {
         /// The token, by its id as `list` shows it.
+        #[arg(required_unless_present_any = ["jti", "subject"])]
+        id: Option<String>,
+        /// A JSON Web Token instead, by the alias of its issuer and its id.
+        #[arg(long, value_name = "ALIAS:JTI", conflicts_with_all = ["id", "subject"])]
+        jti: Option<String>,
+        /// The JSON Web Tokens of a principal instead that were issued until now.
+        #[arg(long, value_name = "jwt:ALIAS:SUB", conflicts_with = "id")]
+        subject: Option<String>,
+        /// Those that were issued before this time, such as 2026-01-31T12:00:00Z [default: now].
+        #[arg(
+            long,
+            value_name = "TIME",
+            value_parser = humantime::parse_rfc3339_weak,
+            requires = "subject"
+        )]
+        issued_before: Option<SystemTime>,
+    },
+    /// List what was revoked of JSON Web Tokens.
+    Revocations,
+    /// Take a revocation of JSON Web Tokens back: they are accepted again until they expire.
+    Unrevoke {
+        /// The revocation, by its id as `revocations` shows it.
         id: String,
     },
 }
@@ -87,7 +109,7 @@ pub enum GrantCommand {
         /// Who: a principal such as token:acme/billing, or group:ALIAS:NAME.
         principal: String,
         /// The role: viewer, producer, consumer, developer, namespace-admin, tenant-admin,
-        /// operator, auditor.
+        /// operator, auditor, or one that `aquifer role create` has made.
         #[arg(required_unless_present = "actions")]
         role: Option<String>,
         /// Actions instead of a role: describe, produce, consume, manage, grant, operate, audit.
@@ -122,6 +144,56 @@ pub enum GrantCommand {
         /// The grant, by its id as `list` shows it.
         id: String,
         /// The tenant that it is in [default: it is looked for in all that you may list].
+        #[arg(long, value_name = "T")]
+        tenant: Option<String>,
+    },
+}
+
+/// What to do with roles.
+#[derive(Debug, Subcommand)]
+pub enum RoleCommand {
+    /// Make a role: a name for actions, which `aquifer grant add` takes.
+    Create {
+        /// Its name.
+        name: String,
+        /// The tenant that it belongs to; grants within that tenant may name it [default: the
+        /// cluster, and grants everywhere].
+        #[arg(long, value_name = "T")]
+        tenant: Option<String>,
+        /// What it allows: describe, produce, consume, manage.
+        #[arg(long, value_name = "A,B", value_delimiter = ',', required = true)]
+        actions: Vec<String>,
+    },
+    /// List the roles that grants may name in the cluster, or in a tenant.
+    List {
+        /// The tenant [default: the cluster].
+        #[arg(long, value_name = "T")]
+        tenant: Option<String>,
+    },
+    /// Show a role.
+    Show {
+        /// The role.
+        name: String,
+        /// The tenant that it belongs to [default: the cluster].
+        #[arg(long, value_name = "T")]
+        tenant: Option<String>,
+    },
+    /// Give a role other actions. Grants that name it allow these from then on.
+    Update {
+        /// The role.
+        name: String,
+        /// The tenant that it belongs to [default: the cluster].
+        #[arg(long, value_name = "T")]
+        tenant: Option<String>,
+        /// What it allows: describe, produce, consume, manage.
+        #[arg(long, value_name = "A,B", value_delimiter = ',', required = true)]
+        actions: Vec<String>,
+    },
+    /// Delete a role that no grant names.
+    Delete {
+        /// The role.
+        name: String,
+        /// The tenant that it belongs to [default: the cluster].
         #[arg(long, value_name = "T")]
         tenant: Option<String>,
     },

@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aquifer_broker::token_id;
-use aquifer_client::security::{NewToken, Security, TokenInfo};
+use aquifer_client::security::{NewToken, Refuses, Revocation, Security, TokenInfo};
 use serde_json::{Value, json};
 
 use crate::args::TokenCommand;
@@ -52,15 +52,110 @@ pub async fn run(command: TokenCommand, connect: &Connect, out: &Output) -> Resu
         TokenCommand::Rotate { id, grace, to_file } => {
             rotate(&security, &id, grace, to_file, out).await
         }
-        TokenCommand::Revoke { id } => {
+        TokenCommand::Revoke {
+            id: Some(id),
+            jti: None,
+            subject: None,
+            ..
+        } => {
             security.revoke_token(&id).await?;
             match out.is_json() {
                 true => out.object(&json!({"id": id, "revoked": true})),
                 false => out.line(format!("token {id} is revoked")),
             }
         }
+        TokenCommand::Revoke {
+            jti,
+            subject,
+            issued_before,
+            ..
+        } => {
+            let made = match (jti, subject) {
+                (Some(jti), _) => security.revoke_jwt(&jti).await?,
+                (None, subject) => {
+                    let subject = subject.unwrap_or_default();
+                    let before = issued_before.map(since_1970);
+                    security.revoke_principal(&subject, before).await?
+                }
+            };
+            match out.is_json() {
+                true => out.object(&revocation_object(&made)),
+                false => out.line(revocation_said(&made)),
+            }
+        }
+        TokenCommand::Revocations => {
+            let found = security.list_revocations().await?;
+            if out.is_json() {
+                let mut found = found.iter();
+                return found.try_for_each(|one| out.object(&revocation_object(one)));
+            }
+            out.table(&revocation_table(&found))
+        }
+        TokenCommand::Unrevoke { id } => {
+            security.remove_revocation(&id).await?;
+            match out.is_json() {
+                true => out.object(&json!({"id": id, "removed": true})),
+                false => out.line(format!("revocation {id} is taken back")),
+            }
+        }
         TokenCommand::Inspect { .. } => Ok(()),
     }
+}
+
+fn since_1970(at: SystemTime) -> u64 {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn refused(revocation: &Revocation) -> String {
+    match &revocation.refuses {
+        Refuses::Token(jti) => format!("the token {jti}"),
+        Refuses::Principal {
+            principal,
+            issued_before_ms,
+        } => format!(
+            "tokens of {principal} issued before {}",
+            date(*issued_before_ms)
+        ),
+    }
+}
+
+fn revocation_said(revocation: &Revocation) -> String {
+    let (id, what) = (&revocation.id, refused(revocation));
+    format!("revocation {id}: not accepted any more: {what}")
+}
+
+fn revocation_object(revocation: &Revocation) -> Value {
+    let (jti, principal, before_ms) = match &revocation.refuses {
+        Refuses::Token(jti) => (Some(jti), None, None),
+        Refuses::Principal {
+            principal,
+            issued_before_ms,
+        } => (None, Some(principal), Some(issued_before_ms)),
+    };
+    json!({
+        "id": revocation.id,
+        "jti": jti,
+        "principal": principal,
+        "issued_before_ms": before_ms,
+        "created_ms": revocation.created_ms,
+        "created_by": revocation.created_by,
+        "ends_ms": revocation.ends_ms,
+    })
+}
+
+fn revocation_table(revocations: &[Revocation]) -> Table {
+    let mut table = Table::new(["id", "refuses", "created", "by", "until"]);
+    for revocation in revocations {
+        table.row([
+            revocation.id.clone(),
+            refused(revocation),
+            date(revocation.created_ms),
+            revocation.created_by.clone(),
+            date(revocation.ends_ms),
+        ]);
+    }
+    table
 }
 
 async fn rotate(

@@ -2,22 +2,19 @@
 //! section 4.4. One request for each token, over a connection of its own.
 
 use std::path::PathBuf;
-use std::pin::pin;
 use std::time::Duration;
 
 use aquifer_runtime::clock::{self, SharedClock};
+use aquifer_runtime::net::fetch;
 use aquifer_runtime::net::tls::{ClientTls, ClientTlsConfig};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::Full;
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
-use hyper::rt::{Read, Write};
 use hyper::{Request, StatusCode, Uri};
-use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
-use tokio::net::TcpStream;
 use zeroize::Zeroizing;
 
 use crate::credentials::is_loopback;
@@ -126,27 +123,21 @@ impl ClientCredentials {
         request: Request<Full<Bytes>>,
         clock: &SharedClock,
     ) -> Result<(StatusCode, Bytes)> {
-        let host = uri.host().unwrap_or_default();
-        let bare = host.trim_start_matches('[').trim_end_matches(']');
-        let is_secret = uri.scheme_str() == Some("https");
-        let port = uri.port_u16().unwrap_or(if is_secret { 443 } else { 80 });
-        let failed = |error: &dyn std::error::Error| self.failed(&error.to_string(), true);
-        let connected = TcpStream::connect((bare, port)).await;
-        let stream = connected.map_err(|error| failed(&error))?;
-        let answer = if is_secret {
-            let files = ClientTlsConfig {
-                ca_file: self.ca_file.clone(),
-                ..ClientTlsConfig::default()
-            };
-            let tls = ClientTls::http1(&files, clock.clone());
-            let tls = tls.map_err(|error| self.failed(&error.to_string(), false))?;
-            let stream = tls.connect(stream, bare).await;
-            let stream = stream.map_err(|error| failed(&error))?;
-            send(TokioIo::new(stream), request).await
-        } else {
-            send(TokioIo::new(stream), request).await
+        let tls = match uri.scheme_str() {
+            Some("https") => {
+                let files = ClientTlsConfig {
+                    ca_file: self.ca_file.clone(),
+                    ..ClientTlsConfig::default()
+                };
+                let tls = ClientTls::http1(&files, clock.clone());
+                Some(tls.map_err(|error| self.failed(&error.to_string(), false))?)
+            }
+            _ => None,
         };
-        answer.map_err(|error| failed(&*error))
+        let most = usize::try_from(TEXT_BYTES_MAX).unwrap_or(usize::MAX);
+        // The address is that of the program's own settings.
+        let answer = fetch::exchange(uri, request, tls.as_ref(), |_| true, most).await;
+        answer.map_err(|error| self.failed(&error.to_string(), true))
     }
 
     fn no_token(&self, status: StatusCode, answer: Option<Answer>) -> ClientError {
@@ -170,33 +161,6 @@ impl ClientCredentials {
             reason: format!("{} issues none: {}", self.token_url, reason.trim()),
             retryable,
         }
-    }
-}
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-
-async fn send<S>(
-    stream: S,
-    request: Request<Full<Bytes>>,
-) -> std::result::Result<(StatusCode, Bytes), Failure>
-where
-    S: Read + Write + Unpin,
-{
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
-    let mut connection = pin!(connection);
-    let answer = async move {
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let most = usize::try_from(TEXT_BYTES_MAX).unwrap_or(usize::MAX);
-        let body = Limited::new(response.into_body(), most).collect().await?;
-        Ok::<_, Failure>((status, body.to_bytes()))
-    };
-    let mut answer = pin!(answer);
-    tokio::select! {
-        biased;
-        answer = &mut answer => answer,
-        // It may end before what it has read is taken.
-        _ = &mut connection => answer.await,
     }
 }
 

@@ -138,6 +138,21 @@ fn an_end_or_a_deletion_is_not_erased_by_builds_that_do_not_know_it() {
     }
 }
 
+#[test]
+fn a_grant_of_an_own_role_gives_nothing_to_builds_that_do_not_know_the_role() {
+    let version = |role_of: Option<&str>| {
+        let record = v1::GrantRecord {
+            role_of: role_of.map(str::to_owned),
+            ..v1::GrantRecord::default()
+        };
+        Versioning::decode(encode(record)).unwrap().format_version
+    };
+    assert_eq!(
+        (version(None), version(Some("")), version(Some("acme"))),
+        (1, 2, 2)
+    );
+}
+
 /// Stored bytes outlive the code that wrote them: this value was written by version 1.
 #[test]
 fn version_1_is_still_read() {

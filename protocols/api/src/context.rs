@@ -38,7 +38,12 @@ pub enum AuthMethod {
         digest: [u8; 32],
     },
     /// By a token of an issuer.
-    Jwt,
+    Jwt {
+        /// Its `ALIAS:JTI`, if it has an id.
+        id: Option<String>,
+        /// When it was issued, in milliseconds since 1970.
+        issued_ms: u64,
+    },
     /// By the certificate of its connection.
     Certificate,
     /// By the certificate of a broker of this cluster.
@@ -51,7 +56,7 @@ impl AuthMethod {
     pub const fn name(&self) -> &'static str {
         match self {
             AuthMethod::Token { .. } => "token",
-            AuthMethod::Jwt => "jwt",
+            AuthMethod::Jwt { .. } => "jwt",
             AuthMethod::Certificate => "certificate",
             AuthMethod::Internal => "internal",
         }

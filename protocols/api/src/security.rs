@@ -140,6 +140,63 @@ pub enum Given {
     Actions(Vec<Action>),
 }
 
+/// A role of a tenant, or of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RoleName {
+    /// `None`: of the cluster.
+    pub tenant: Option<String>,
+    /// Its name there.
+    pub name: String,
+}
+
+/// A name for actions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoleInfo {
+    /// Its name.
+    pub name: RoleName,
+    /// The actions.
+    pub actions: Vec<Action>,
+    /// Whether it is there without having been made.
+    pub built_in: bool,
+    /// When it was made, in milliseconds since 1970.
+    pub created_ms: u64,
+    /// Who made it.
+    pub created_by: String,
+}
+
+/// Which JSON Web Tokens are refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refuses {
+    /// The one of this `ALIAS:JTI`.
+    Token(String),
+    /// Those of a principal that were issued before a time, in milliseconds since 1970.
+    IssuedBefore(String, u64),
+}
+
+/// Request to refuse JSON Web Tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Revoke {
+    /// The one of this `ALIAS:JTI`.
+    Token(String),
+    /// Those of a principal, `jwt:ALIAS:SUB`, that were issued before a time; `None`: until now.
+    Principal(String, Option<u64>),
+}
+
+/// A revocation of JSON Web Tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RevocationInfo {
+    /// Drawn by the broker.
+    pub id: String,
+    /// What is refused.
+    pub refuses: Refuses,
+    /// When it was made, in milliseconds since 1970.
+    pub created_ms: u64,
+    /// Who made it.
+    pub created_by: String,
+    /// No token that it refuses lives longer.
+    pub ends_ms: u64,
+}
+
 /// What the caller is and may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WhoAmI {
@@ -254,4 +311,50 @@ pub trait Security: Send + Sync + 'static {
         id: String,
         scope: GrantScope,
     ) -> ApiResult<()>;
+
+    /// Makes a role.
+    async fn create_role(
+        &self,
+        ctx: &RequestContext,
+        name: RoleName,
+        actions: Vec<Action>,
+    ) -> ApiResult<RoleInfo>;
+
+    /// Lists the roles that grants in a tenant, or in the cluster, may give.
+    async fn list_roles(
+        &self,
+        ctx: &RequestContext,
+        tenant: Option<String>,
+    ) -> ApiResult<Vec<RoleInfo>>;
+
+    /// Says what a role is.
+    async fn get_role(&self, ctx: &RequestContext, name: RoleName) -> ApiResult<RoleInfo>;
+
+    /// Gives a role other actions, and with it all grants that name it.
+    async fn update_role(
+        &self,
+        ctx: &RequestContext,
+        name: RoleName,
+        actions: Vec<Action>,
+    ) -> ApiResult<RoleInfo>;
+
+    /// Deletes a role that no grant names.
+    async fn delete_role(&self, ctx: &RequestContext, name: RoleName) -> ApiResult<()>;
+
+    /// Refuses JSON Web Tokens, and ends the sessions that they have opened.
+    async fn add_revocation(
+        &self,
+        ctx: &RequestContext,
+        revoke: Revoke,
+    ) -> ApiResult<RevocationInfo>;
+
+    /// Lists the revocations, in order of their ids.
+    async fn list_revocations(
+        &self,
+        ctx: &RequestContext,
+        page: PageRequest,
+    ) -> ApiResult<Page<RevocationInfo>>;
+
+    /// Takes a revocation back.
+    async fn remove_revocation(&self, ctx: &RequestContext, id: String) -> ApiResult<()>;
 }

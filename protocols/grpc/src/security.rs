@@ -1,17 +1,18 @@
-//! Tokens and grants: every method parses, calls once and converts.
+//! Tokens, grants, roles and revocations: every method parses, calls once and converts.
 
 use std::time::Duration;
 
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
-use aquifer_model::topic::{SubscriptionName, TopicName};
+use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use aquifer_proto::v1;
 use aquifer_protocol_api::access::{Action, Resource};
 use aquifer_protocol_api::context::Principal;
 use aquifer_protocol_api::error::ApiResult;
 use aquifer_protocol_api::scope::{GrantScope, Pattern};
 use aquifer_protocol_api::security::{
-    AddGrant, CheckAccess, CreateToken, Given, GrantInfo, NewToken, ReadAudit, TokenInfo, WhoAmI,
+    AddGrant, CheckAccess, CreateToken, Given, GrantInfo, NewToken, ReadAudit, Refuses,
+    RevocationInfo, Revoke, RoleInfo, RoleName, TokenInfo, WhoAmI,
 };
 use tonic::{Request, async_trait};
 
@@ -193,6 +194,101 @@ impl v1::security_server::Security for Service {
         })
         .await
     }
+
+    async fn create_role(
+        &self,
+        request: Request<v1::CreateRoleRequest>,
+    ) -> Answer<v1::CreateRoleResponse> {
+        self.unary("create_role", request, |broker, ctx, r| async move {
+            let (name, actions) = (role_name(r.name, r.tenant)?, actions(&r.actions)?);
+            let role = Some(wire_role(broker.create_role(&ctx, name, actions).await?));
+            Ok(v1::CreateRoleResponse { role })
+        })
+        .await
+    }
+
+    async fn list_roles(
+        &self,
+        request: Request<v1::ListRolesRequest>,
+    ) -> Answer<v1::ListRolesResponse> {
+        self.unary("list_roles", request, |broker, ctx, r| async move {
+            let found = broker.list_roles(&ctx, optional_tenant(r.tenant)?).await?;
+            let roles = found.into_iter().map(wire_role).collect();
+            Ok(v1::ListRolesResponse { roles })
+        })
+        .await
+    }
+
+    async fn get_role(&self, request: Request<v1::GetRoleRequest>) -> Answer<v1::GetRoleResponse> {
+        self.unary("get_role", request, |broker, ctx, r| async move {
+            let name = role_name(r.name, r.tenant)?;
+            let role = Some(wire_role(broker.get_role(&ctx, name).await?));
+            Ok(v1::GetRoleResponse { role })
+        })
+        .await
+    }
+
+    async fn update_role(
+        &self,
+        request: Request<v1::UpdateRoleRequest>,
+    ) -> Answer<v1::UpdateRoleResponse> {
+        self.unary("update_role", request, |broker, ctx, r| async move {
+            let (name, actions) = (role_name(r.name, r.tenant)?, actions(&r.actions)?);
+            let role = Some(wire_role(broker.update_role(&ctx, name, actions).await?));
+            Ok(v1::UpdateRoleResponse { role })
+        })
+        .await
+    }
+
+    async fn delete_role(
+        &self,
+        request: Request<v1::DeleteRoleRequest>,
+    ) -> Answer<v1::DeleteRoleResponse> {
+        self.unary("delete_role", request, |broker, ctx, r| async move {
+            let name = role_name(r.name, r.tenant)?;
+            broker.delete_role(&ctx, name).await?;
+            Ok(v1::DeleteRoleResponse {})
+        })
+        .await
+    }
+
+    async fn add_revocation(
+        &self,
+        request: Request<v1::AddRevocationRequest>,
+    ) -> Answer<v1::AddRevocationResponse> {
+        self.unary("add_revocation", request, |broker, ctx, r| async move {
+            let made = broker.add_revocation(&ctx, revoke(r)?).await?;
+            let revocation = Some(wire_revocation(made));
+            Ok(v1::AddRevocationResponse { revocation })
+        })
+        .await
+    }
+
+    async fn list_revocations(
+        &self,
+        request: Request<v1::ListRevocationsRequest>,
+    ) -> Answer<v1::ListRevocationsResponse> {
+        self.unary("list_revocations", request, |broker, ctx, r| async move {
+            let page = page(r.after, r.limit)?;
+            let found = broker.list_revocations(&ctx, page).await?;
+            Ok(v1::ListRevocationsResponse {
+                revocations: found.items.into_iter().map(wire_revocation).collect(),
+                next: found.next.unwrap_or_default(),
+            })
+        })
+        .await
+    }
+
+    async fn remove_revocation(
+        &self,
+        request: Request<v1::RemoveRevocationRequest>,
+    ) -> Answer<v1::RemoveRevocationResponse> {
+        self.unary("remove_revocation", request, |broker, ctx, r| async move {
+            broker.remove_revocation(&ctx, id(r.id)?).await?;
+            Ok(v1::RemoveRevocationResponse {})
+        })
+        .await
+    }
 }
 
 fn id(text: String) -> ApiResult<String> {
@@ -227,6 +323,29 @@ fn action(text: &str) -> ApiResult<Action> {
     })
 }
 
+fn actions(texts: &[String]) -> ApiResult<Vec<Action>> {
+    texts.iter().map(|text| action(text)).collect()
+}
+
+fn role_name(role: String, tenant: String) -> ApiResult<RoleName> {
+    let tenant = optional_tenant(tenant)?;
+    // Names of roles have the letters of those of namespaces.
+    NamespaceName::new(&role, "x").map_err(|_| {
+        invalid("the name of a role has 1 to 128 letters, digits and -_. and not only dots")
+    })?;
+    Ok(RoleName { tenant, name: role })
+}
+
+fn revoke(r: v1::AddRevocationRequest) -> ApiResult<Revoke> {
+    match (r.principal.is_empty(), r.jti.is_empty(), r.issued_before_ms) {
+        (false, true, before) => Ok(Revoke::Principal(principal(r.principal)?, before)),
+        (true, false, None) => Ok(Revoke::Token(r.jti)),
+        _ => Err(invalid(
+            "a revocation names one token, or one principal and a time at most",
+        )),
+    }
+}
+
 fn scope(scope: v1::GrantScope) -> ApiResult<GrantScope> {
     let scope = GrantScope::new(&scope.tenant, &scope.namespace, &scope.topic);
     scope.map_err(|error| invalid(error.to_string()))
@@ -258,10 +377,7 @@ fn resource(scope: v1::GrantScope, subscription: &str) -> ApiResult<Resource> {
 fn grant_request(r: v1::AddGrantRequest) -> ApiResult<AddGrant> {
     let given = match (r.role.is_empty(), r.actions.is_empty()) {
         (false, true) => Given::Role(r.role),
-        (true, false) => {
-            let actions = r.actions.iter().map(|text| action(text));
-            Given::Actions(actions.collect::<ApiResult<Vec<Action>>>()?)
-        }
+        (true, false) => Given::Actions(actions(&r.actions)?),
         _ => return Err(invalid("a grant gives either a role or actions")),
     };
     let subscriptions = match &*r.subscriptions {
@@ -323,6 +439,36 @@ fn wire_grant(grant: GrantInfo) -> v1::Grant {
         created_by: grant.created_by,
         expires_ms: grant.expires_ms,
     }
+}
+
+fn wire_role(role: RoleInfo) -> v1::Role {
+    let actions = role.actions.iter();
+    v1::Role {
+        name: role.name.name,
+        tenant: role.name.tenant.unwrap_or_default(),
+        actions: actions.map(|action| action.name().to_owned()).collect(),
+        built_in: role.built_in,
+        created_ms: role.created_ms,
+        created_by: role.created_by,
+    }
+}
+
+fn wire_revocation(info: RevocationInfo) -> v1::Revocation {
+    let mut wire = v1::Revocation {
+        id: info.id,
+        created_ms: info.created_ms,
+        created_by: info.created_by,
+        ends_ms: info.ends_ms,
+        ..v1::Revocation::default()
+    };
+    match info.refuses {
+        Refuses::Token(token) => wire.jti = token,
+        Refuses::IssuedBefore(principal, before_ms) => {
+            wire.principal = principal;
+            wire.issued_before_ms = before_ms;
+        }
+    }
+    wire
 }
 
 fn wire_caller(caller: WhoAmI) -> v1::WhoAmIResponse {

@@ -15,9 +15,11 @@ const UNSIGNED_PATTERN: &str = "^(0|[1-9][0-9]{0,19})$";
 const SIGNED_PATTERN: &str = "^(0|-?[1-9][0-9]{0,18})$";
 /// Of names that paths have, by what they are called; some character is no dot.
 const NAME_PATTERN: &str = "^[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*$";
-const PATTERNS: [(&str, &str, usize); 5] = [
+const PATTERNS: [(&str, &str, usize); 6] = [
     ("tenant", NAME_PATTERN, 128),
     ("namespace", NAME_PATTERN, 128),
+    // Of roles.
+    ("name", NAME_PATTERN, 128),
     (
         "topic",
         "^[A-Za-z0-9_.:=~@+-]*[A-Za-z0-9_:=~@+-][A-Za-z0-9_.:=~@+-]*$",

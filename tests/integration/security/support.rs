@@ -22,9 +22,16 @@ pub struct Secured {
 
 impl Secured {
     pub async fn start() -> Result<Secured> {
+        Secured::start_with("").await
+    }
+
+    /// With this file of settings.
+    pub async fn start_with(config: &str) -> Result<Secured> {
         let folder = tempfile::tempdir()?;
+        let path = folder.path().join("aquifer.toml");
+        fs::write(&path, config)?;
         let options = ServerOptions {
-            arguments: vec!["--auth".to_owned()],
+            arguments: vec!["--auth".to_owned(), "--config".to_owned(), text(&path)],
             environment: vec![(
                 "AQUIFER_TELEMETRY_LOG_FILTER".to_owned(),
                 "debug".to_owned(),

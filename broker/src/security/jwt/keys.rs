@@ -143,6 +143,11 @@ fn material(jwk: &Jwk) -> Result<Option<Material>, String> {
 }
 
 impl Key {
+    /// Whether it signs as well as it verifies.
+    pub(super) fn is_secret(&self) -> bool {
+        matches!(self.material, Material::Mac(_))
+    }
+
     /// Whether this key has signed a message with an algorithm.
     pub(super) fn verifies(&self, algorithm: &str, message: &[u8], signed: &[u8]) -> bool {
         let only = self.algorithm.as_deref();

@@ -1,5 +1,6 @@
 //! Tokens of an issuer: those that count, and everything that must not.
 
+use aquifer_runtime::clock::SystemClock;
 use proptest::prelude::*;
 use ring::hmac;
 use ring::rand::SystemRandom;
@@ -57,7 +58,7 @@ impl World {
             ..JwtIssuer::default()
         };
         World {
-            issuers: Issuers::load(&[issuer]).unwrap(),
+            issuers: Issuers::load(&[issuer], &SystemClock::shared()).unwrap(),
             ed25519,
             p256,
             _dir: dir,
@@ -97,7 +98,7 @@ impl World {
 fn claims() -> Value {
     json!({
         "iss": "https://sso.example", "sub": "alice", "aud": ["other", "aquifer"],
-        "iat": 1_000, "exp": 2_000, "groups": ["ops", "a b", 7],
+        "iat": 1_000, "exp": 2_000, "jti": "t-1", "groups": ["ops", "a b", 7],
     })
 }
 
@@ -117,6 +118,8 @@ fn tokens_of_every_kind_of_key_count() {
     let expected = Verified {
         principal: "jwt:sso:alice".to_owned(),
         groups: vec!["group:sso:ops".to_owned()],
+        id: Some("sso:t-1".to_owned()),
+        issued_ms: 1_000_000,
         expires_ms: 2_000_000,
     };
     for kid in ["o", "e", "m"] {
@@ -221,6 +224,7 @@ fn claims_are_required_and_bounded() {
         ("iat", json!(1_530)),
         ("aud", json!("aquifer")),
         ("groups", json!("ops")),
+        ("jti", json!(7)),
     ] {
         assert!(with(name, value.clone()).is_some(), "{name}: {value}");
     }

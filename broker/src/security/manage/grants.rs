@@ -3,8 +3,9 @@
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
 use aquifer_metadata::record::{self, Record as _};
-use aquifer_metadata::store::Versioned;
+use aquifer_metadata::store::{Expect, Guard as KeyGuard, Operation, Transaction, Versioned};
 use aquifer_metadata::update::{Change, UpdateError};
+use aquifer_model::topic::NamespaceName;
 use aquifer_proto::v1::GrantRecord;
 use aquifer_protocol_api::access::Resource;
 use aquifer_protocol_api::admin::{Page, PageRequest};
@@ -18,7 +19,7 @@ use crate::namespace::Namespaces;
 use crate::security::decide::{Target, covers};
 use crate::security::grant::Grant;
 use crate::security::manage::{drawn_id, end_of, half, limit_of};
-use crate::security::role::{ActionSet, actions_of, check_actions};
+use crate::security::role::{ActionSet, actions_of, check_actions, is_built_in};
 use crate::security::{Guard, principal, token};
 
 impl Guard {
@@ -31,7 +32,19 @@ impl Guard {
     ) -> Result<GrantInfo, BrokerError> {
         let wrong = |text: String| BrokerError::invalid(text, "correct the grant");
         principal::check_grantee(&add.principal).map_err(|text| wrong(text.to_owned()))?;
+        let mut guards = Vec::new();
+        let mut own_role = None;
         let (role, actions) = match &add.given {
+            Given::Role(role) if !is_built_in(role) => {
+                match self.given_role(role, &add.scope).await? {
+                    Some((found, holds)) => {
+                        guards.push(holds);
+                        own_role = Some(found.name);
+                        (None, found.actions)
+                    }
+                    None => (None, actions_of(role, &add.scope).map_err(wrong)?),
+                }
+            }
             Given::Role(role) => (
                 Some(role.clone()),
                 actions_of(role, &add.scope).map_err(wrong)?,
@@ -40,9 +53,7 @@ impl Guard {
         };
         check_actions(actions, &add.scope).map_err(wrong)?;
         self.check_may_give(ctx, actions, &add.scope)?;
-        if let Some(tenant) = add.scope.tenant() {
-            namespaces.check_tenant(tenant).await?;
-        }
+        guards.extend(namespaces.taking_access(add.scope.tenant()).await?);
         self.check_room(self.records.read(|state| state.has_room()))?;
         let now = self.clock.wall_ms();
         let id = match add.request_id {
@@ -60,13 +71,34 @@ impl Guard {
             created_by: ctx.principal.name().to_owned(),
             expires_ms: end_of(now, add.lifetime_ms)?,
         });
+        let grant = match own_role {
+            None => grant,
+            Some(role) => grant.of_role(role, actions),
+        };
+        self.put_grant(ctx, &grant, &guards, namespaces).await
+    }
+
+    /// Writes a grant. One in a namespace that goes at the same time is taken back: what a
+    /// namespace's deletion has looked for already would stay for the next of its name.
+    async fn put_grant(
+        &self,
+        ctx: &RequestContext,
+        grant: &Grant,
+        guards: &[KeyGuard],
+        namespaces: &Namespaces,
+    ) -> Result<GrantInfo, BrokerError> {
+        let within = namespace_of(&grant.info.scope);
+        let was_there = match &within {
+            Some(within) => namespaces.is_taking(within).await?,
+            None => false,
+        };
         let key = keys::grant(grant.info.scope.tenant(), &grant.info.id);
         let value = record::encode(grant.record());
         let partition = keys::CLUSTER_PARTITION;
-        let added = self.records.store().update(&key, &[], |stored| {
+        let added = self.records.store().update(&key, guards, |stored| {
             let added = match stored {
                 None => Ok(Change::put(partition, value.clone(), grant.clone())),
-                Some(stored) => repeated(&grant, &stored).map(Change::none),
+                Some(stored) => repeated(grant, &stored).map(Change::none),
             };
             std::future::ready(added)
         });
@@ -74,7 +106,42 @@ impl Guard {
         let grant = updated.answer;
         self.changed(ctx, "add_grant", &grant_said(&grant), updated.applied)
             .await;
-        Ok(grant.info)
+        let stays = match &within {
+            Some(within) if was_there => namespaces.is_taking(within).await,
+            _ => Ok(true),
+        };
+        match stays {
+            Ok(true) => Ok(grant.info),
+            gone => {
+                self.delete_grant(ctx, &key, &grant).await?;
+                gone?;
+                Err(BrokerError::NotFound {
+                    what: "namespace",
+                    name: grant.info.scope.to_string(),
+                    advice: "it was deleted meanwhile: create it again first".to_owned(),
+                })
+            }
+        }
+    }
+
+    async fn delete_grant(
+        &self,
+        ctx: &RequestContext,
+        key: &str,
+        grant: &Grant,
+    ) -> Result<(), BrokerError> {
+        let deleted = self.records.store().commit(Transaction {
+            partition: keys::CLUSTER_PARTITION.to_owned(),
+            guards: Vec::new(),
+            operations: vec![Operation::Delete {
+                key: key.to_owned(),
+                expect: Expect::Any,
+            }],
+        });
+        let deleted = deleted.await?;
+        self.changed(ctx, "remove_grant", &grant_said(grant), Some(deleted))
+            .await;
+        Ok(())
     }
 
     /// A page of the grants of a scope and within it. Its places are keys, without what begins all
@@ -140,6 +207,13 @@ impl Guard {
     }
 }
 
+/// The one namespace that a scope is in.
+fn namespace_of(scope: &GrantScope) -> Option<NamespaceName> {
+    let [tenant, namespace, _] = scope.texts();
+    // No name of a namespace has a star.
+    NamespaceName::new(&tenant, &namespace).ok()
+}
+
 /// The id of the grant that a request of a caller makes, however often it comes.
 fn id_of_request(caller: &str, request: &[u8; 16]) -> String {
     let text = [caller.as_bytes(), &[0], request].concat();
@@ -154,12 +228,19 @@ fn repeated(wanted: &Grant, stored: &Versioned) -> Result<Grant, BrokerError> {
         reason,
     };
     let found = Grant::of(&wanted.info.id, record).map_err(damaged)?;
+    let found = match &found.own_role {
+        Some(role) if wanted.own_role.as_ref() == Some(role) => {
+            let role = role.clone();
+            found.of_role(role, wanted.actions)
+        }
+        _ => found,
+    };
     let as_wanted = GrantInfo {
         created_ms: wanted.info.created_ms,
         expires_ms: wanted.info.expires_ms,
         ..found.info.clone()
     };
-    match as_wanted == wanted.info {
+    match as_wanted == wanted.info && found.own_role == wanted.own_role {
         true => Ok(found),
         false => Err(BrokerError::AlreadyExists {
             what: GrantRecord::NAME,
@@ -168,7 +249,7 @@ fn repeated(wanted: &Grant, stored: &Versioned) -> Result<Grant, BrokerError> {
     }
 }
 
-fn grant_said(grant: &Grant) -> String {
+pub(super) fn grant_said(grant: &Grant) -> String {
     let info = &grant.info;
     let names: Vec<&str> = info.actions.iter().map(|action| action.name()).collect();
     let (principal, scope, names) = (&info.principal, &info.scope, names.join(" "));

@@ -1,6 +1,8 @@
-//! Tokens and grants of a backup, brought back where nothing stands in their place.
+//! Tokens, grants and roles of a backup, brought back where nothing stands in their place.
 //!
 //! Invariants:
+//! - What went with its tenant does not come back when a tenant of the name is there again: its
+//!   holders lost it on purpose.
 //! - What is here is newer, and is not changed: neither a record of the same id, that of a token
 //!   which was revoked included, nor a token of the same name.
 //! - Nothing is given that the caller may not give: such a one is counted, and left out. So is what
@@ -9,25 +11,33 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aquifer_metadata::error::MetadataError;
-use aquifer_metadata::store::{Expect, Revision};
+use aquifer_metadata::store::{Expect, Guard as KeyGuard, Operation, Revision, Transaction};
 use aquifer_metadata::{keys, record};
 use aquifer_model::backup::RestoredAccess;
 use aquifer_model::topic::NamespaceName;
 use aquifer_proto::v1::backup_item::Item;
-use aquifer_proto::v1::{BackupGrant, BackupToken};
+use aquifer_proto::v1::{BackupGrant, BackupRole, BackupToken, ForgottenRecord};
+use aquifer_protocol_api::access::{Action, Resource};
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::scope::GrantScope;
+use aquifer_protocol_api::security::RoleName;
 use bytes::Bytes;
 
+use super::grants::grant_said;
+use super::tokens::token_said;
 use crate::error::BrokerError;
 use crate::namespace::{Namespaces, check_unreserved};
+use crate::security::audit::Record;
 use crate::security::grant::Grant;
+use crate::security::own_role::{self, OwnRole, Said};
 use crate::security::role::{ActionSet, check_actions};
 use crate::security::token::{self, Token};
 use crate::security::{Guard, principal, records};
 
 /// Bytes of a digest of a secret.
 const DIGEST_BYTES: usize = 32;
+/// Lines of the audit log that name what one request brought back. More are counted.
+const NAMED_MAX: u64 = 1_000;
 
 /// What became of one.
 enum Outcome {
@@ -58,7 +68,7 @@ impl AccessRound<'_> {
     pub(crate) async fn bring_back(&mut self, items: Vec<Item>) -> Result<(), BrokerError> {
         self.items = self.items.saturating_add(items.len() as u64);
         self.guard.check_room(self.items <= records::ADDED_MAX)?;
-        let (mut tokens, mut grants) = (Vec::new(), Vec::new());
+        let (mut roles, mut tokens, mut grants) = (Vec::new(), Vec::new(), Vec::new());
         for item in items {
             match item {
                 Item::Token(BackupToken {
@@ -72,21 +82,43 @@ impl AccessRound<'_> {
                     Ok(grant) => grants.push(grant),
                     Err(_) => self.restored.refused += 1,
                 },
+                Item::Role(BackupRole {
+                    name,
+                    tenant,
+                    role: Some(record),
+                }) => {
+                    let tenant = (!tenant.is_empty()).then_some(tenant);
+                    match OwnRole::of(RoleName { tenant, name }, record) {
+                        Ok(role) => roles.push(role),
+                        Err(_) => self.restored.refused += 1,
+                    }
+                }
                 _ => {}
             }
         }
+        roles.retain(|role| self.is_wanted(role.name.tenant.as_deref()));
         tokens.retain(|token| self.is_wanted(token.tenant()));
         grants.retain(|grant| self.is_wanted(grant.info.scope.tenant()));
         let (guard, ctx, namespaces) = (self.guard, self.ctx, self.namespaces);
+        for role in roles {
+            let said = Said(&role.name).to_string();
+            let tenant = role.name.tenant.clone();
+            let outcome = guard.restore_role(ctx, role, namespaces).await?;
+            let added = self.count(outcome, tenant.as_deref(), &said);
+            self.restored.grants += u64::from(added);
+        }
         for token in tokens {
+            let (said, tenant) = (token_said(&token), token.tenant().map(str::to_owned));
             let outcome = guard.restore_token(ctx, token, &self.live, namespaces);
             let outcome = outcome.await?;
-            let added = self.count(outcome);
+            let added = self.count(outcome, tenant.as_deref(), &said);
             self.restored.tokens += u64::from(added);
         }
         for grant in grants {
-            let outcome = guard.restore_grant(ctx, &grant, namespaces).await?;
-            let added = self.count(outcome);
+            let said = grant_said(&grant);
+            let tenant = grant.info.scope.tenant().map(str::to_owned);
+            let outcome = guard.restore_grant(ctx, grant, namespaces).await?;
+            let added = self.count(outcome, tenant.as_deref(), &said);
             self.restored.grants += u64::from(added);
         }
         Ok(())
@@ -96,11 +128,12 @@ impl AccessRound<'_> {
         self.tenant.is_none_or(|tenant| of == Some(tenant))
     }
 
-    /// Whether one was added.
-    fn count(&mut self, outcome: Outcome) -> bool {
+    /// Whether one was added, which is written to the audit log.
+    fn count(&mut self, outcome: Outcome, tenant: Option<&str>, said: &str) -> bool {
         match outcome {
             Outcome::Added(revision) => {
                 self.last = Some(revision);
+                self.name(tenant, said);
                 return true;
             }
             Outcome::Kept => self.restored.kept += 1,
@@ -109,10 +142,28 @@ impl AccessRound<'_> {
         false
     }
 
+    fn name(&self, tenant: Option<&str>, said: &str) {
+        let restored = &self.restored;
+        if restored.tokens + restored.grants >= NAMED_MAX {
+            return;
+        }
+        let of = tenant.map_or(Resource::Cluster, |tenant| {
+            Resource::Tenant(tenant.to_owned())
+        });
+        let ctx = self.ctx;
+        let record = Record::about(&ctx.principal, ctx.protocol, "restore_access");
+        let record = record.on(Action::Grant, &of).came_from(ctx.peer);
+        let record = record.allowed(None).detail(said).ended(None);
+        self.guard.audit.write(record);
+    }
+
     /// Notes it in the audit log, and answers what became of all.
     pub(crate) async fn end(self) -> RestoredAccess {
         let (tokens, grants) = (self.restored.tokens, self.restored.grants);
-        let said = format!("{tokens} tokens and {grants} grants of a backup");
+        let mut said = format!("{tokens} tokens, and {grants} grants and roles of a backup");
+        if tokens + grants > NAMED_MAX {
+            said.push_str(&format!(", of which {NAMED_MAX} are named"));
+        }
         self.guard
             .changed(self.ctx, "restore_access", &said, self.last)
             .await;
@@ -165,16 +216,20 @@ impl Guard {
         let Ok(scope) = GrantScope::new(&record.tenant, "", "") else {
             return Ok(Outcome::Refused);
         };
-        if check_unreserved(&record.tenant).is_err() {
+        let is_gone = self.is_forgotten(token.tenant(), record.created_ms).await?;
+        if check_unreserved(&record.tenant).is_err() || is_gone {
             return Ok(Outcome::Refused);
         }
         let may_give = self
             .check_may_give(ctx, ActionSet::default(), &scope)
             .is_ok()
             && self.check_may_give_all_of(ctx, &principal).is_ok();
-        if !is_whole || !may_give || !has_tenant(namespaces, token.tenant()).await? {
+        if !is_whole || !may_give {
             return Ok(Outcome::Refused);
         }
+        let Some(guards) = taking(namespaces, token.tenant()).await? else {
+            return Ok(Outcome::Refused);
+        };
         // One that was revoked authenticates no one: its record keeps its id from coming back.
         let is_taken = record.revoked_ms.is_none()
             && live
@@ -185,54 +240,129 @@ impl Guard {
         }
         self.check_room(self.records.read(|state| state.has_room()))?;
         let key = keys::token(&token.id);
-        self.put_new(&key, record::encode(token.record)).await
+        self.put_new(key, record::encode(token.record), guards)
+            .await
+    }
+
+    async fn restore_role(
+        &self,
+        ctx: &RequestContext,
+        role: OwnRole,
+        namespaces: &Namespaces,
+    ) -> Result<Outcome, BrokerError> {
+        let tenant = role.name.tenant.as_deref();
+        let Ok(scope) = GrantScope::new(tenant.unwrap_or_default(), "", "") else {
+            return Ok(Outcome::Refused);
+        };
+        let may_have = tenant.is_none_or(|tenant| check_unreserved(tenant).is_ok())
+            && !self.is_forgotten(tenant, role.created_ms).await?
+            && own_role::check_name(&role.name.name).is_ok();
+        if !may_have || self.check_may_give(ctx, role.actions, &scope).is_err() {
+            return Ok(Outcome::Refused);
+        }
+        let Some(guards) = taking(namespaces, tenant).await? else {
+            return Ok(Outcome::Refused);
+        };
+        self.check_room(self.records.read(|state| state.has_room()))?;
+        let key = own_role::key(&role.name);
+        let stays = OwnRole {
+            deleting: false,
+            ..role
+        };
+        self.put_new(key, record::encode(stays.record()), guards)
+            .await
+    }
+
+    /// Whether the tenant that had it was deleted since it was made.
+    async fn is_forgotten(
+        &self,
+        tenant: Option<&str>,
+        created_ms: u64,
+    ) -> Result<bool, BrokerError> {
+        let Some(tenant) = tenant else {
+            return Ok(false);
+        };
+        let found = self.records.store().get(&keys::forgotten(tenant)).await?;
+        let Some(found) = found else {
+            return Ok(false);
+        };
+        let forgotten: ForgottenRecord = record::decode(&found)?;
+        Ok(created_ms <= forgotten.before_ms)
     }
 
     async fn restore_grant(
         &self,
         ctx: &RequestContext,
-        grant: &Grant,
+        grant: Grant,
         namespaces: &Namespaces,
     ) -> Result<Outcome, BrokerError> {
+        let mut guards = Vec::new();
+        let grant = match grant.own_role.clone() {
+            None => grant,
+            Some(name) => match self.stored_role(&name).await {
+                Ok(Some((role, holds))) => {
+                    guards.push(holds);
+                    grant.of_role(name, role.actions)
+                }
+                Ok(None) | Err(BrokerError::Api(_)) => return Ok(Outcome::Refused),
+                Err(error) => return Err(error),
+            },
+        };
         let info = &grant.info;
         let is_whole = token::is_id(&info.id)
             && principal::check_grantee(&info.principal).is_ok()
             && check_actions(grant.actions, &info.scope).is_ok();
-        if info
-            .scope
-            .tenant()
-            .is_some_and(|of| check_unreserved(of).is_err())
-        {
-            return Ok(Outcome::Refused);
-        }
+        let tenant = info.scope.tenant();
+        let of_token = principal::tenant_of(&info.principal);
+        let is_gone = self.is_forgotten(tenant, info.created_ms).await?
+            || self.is_forgotten(of_token, info.created_ms).await?;
+        let is_reserved = tenant.is_some_and(|of| check_unreserved(of).is_err());
         let may_give = self.check_may_give(ctx, grant.actions, &info.scope).is_ok();
-        if !is_whole || !may_give || !has_tenant(namespaces, info.scope.tenant()).await? {
+        if !is_whole || is_gone || is_reserved || !may_give {
             return Ok(Outcome::Refused);
         }
+        let Some(of_tenant) = taking(namespaces, tenant).await? else {
+            return Ok(Outcome::Refused);
+        };
+        guards.extend(of_tenant);
         self.check_room(self.records.read(|state| state.has_room()))?;
-        let key = keys::grant(info.scope.tenant(), &info.id);
-        self.put_new(&key, record::encode(grant.record())).await
+        let key = keys::grant(tenant, &info.id);
+        self.put_new(key, record::encode(grant.record()), guards)
+            .await
     }
 
-    async fn put_new(&self, key: &str, value: Bytes) -> Result<Outcome, BrokerError> {
-        let store = self.records.store();
-        let put = store.put(keys::CLUSTER_PARTITION, key, value, Expect::Absent);
+    async fn put_new(
+        &self,
+        key: String,
+        value: Bytes,
+        guards: Vec<KeyGuard>,
+    ) -> Result<Outcome, BrokerError> {
+        let wanted = key.clone();
+        let put = self.records.store().commit(Transaction {
+            partition: keys::CLUSTER_PARTITION.to_owned(),
+            guards,
+            operations: vec![Operation::Put {
+                key,
+                value,
+                expect: Expect::Absent,
+            }],
+        });
         match put.await {
             Ok(revision) => Ok(Outcome::Added(revision)),
-            Err(MetadataError::Conflict { .. }) => Ok(Outcome::Kept),
+            Err(MetadataError::Conflict { key, .. }) if key == wanted => Ok(Outcome::Kept),
             Err(error) => Err(error.into()),
         }
     }
 }
 
-/// Whether the tenant is there, if it is of one.
-async fn has_tenant(namespaces: &Namespaces, tenant: Option<&str>) -> Result<bool, BrokerError> {
-    let Some(tenant) = tenant else {
-        return Ok(true);
-    };
-    match namespaces.check_tenant(tenant).await {
-        Ok(()) => Ok(true),
-        Err(BrokerError::NotFound { .. }) => Ok(false),
+/// What holds as long as its tenant takes it in, if it is of one. `None`: it does not.
+async fn taking(
+    namespaces: &Namespaces,
+    tenant: Option<&str>,
+) -> Result<Option<Vec<KeyGuard>>, BrokerError> {
+    match namespaces.taking_access(tenant).await {
+        Ok(guards) => Ok(Some(guards)),
+        Err(BrokerError::NotFound { .. } | BrokerError::Api(_)) => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -2,7 +2,7 @@
 
 use aquifer_metadata::keys;
 use aquifer_metadata::record;
-use aquifer_metadata::store::Expect;
+use aquifer_metadata::store::{Expect, Operation, Transaction};
 use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_model::topic::NamespaceName;
 use aquifer_proto::v1::TokenRecord;
@@ -37,9 +37,7 @@ impl Guard {
             let text = error.to_string().replace("tenant", "the name of a token");
             BrokerError::invalid(text, "choose another name")
         })?;
-        if let Some(tenant) = &tenant {
-            namespaces.check_tenant(tenant).await?;
-        }
+        let guards = namespaces.taking_access(tenant.as_deref()).await?;
         let principal = principal::of_token(tenant.as_deref(), &name);
         self.check_may_give_all_of(ctx, &principal)?;
         let (taken, room) = self.records.read(|state| {
@@ -72,9 +70,16 @@ impl Guard {
             id,
         };
         let (key, value) = (keys::token(&token.id), record::encode(token.record.clone()));
-        let partition = keys::CLUSTER_PARTITION;
-        let store = self.records.store();
-        let written = store.put(partition, &key, value, Expect::Absent).await?;
+        let written = self.records.store().commit(Transaction {
+            partition: keys::CLUSTER_PARTITION.to_owned(),
+            guards,
+            operations: vec![Operation::Put {
+                key,
+                value,
+                expect: Expect::Absent,
+            }],
+        });
+        let written = written.await?;
         self.changed(ctx, "create_token", &token_said(&token), Some(written))
             .await;
         Ok(NewToken {
@@ -213,6 +218,6 @@ fn no_token(id: &str) -> BrokerError {
     }
 }
 
-fn token_said(token: &Token) -> String {
+pub(super) fn token_said(token: &Token) -> String {
     format!("token {} of {}", token.id, token.principal())
 }

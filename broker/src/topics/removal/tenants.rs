@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::record;
-use aquifer_metadata::store::{Expect, Guard, Revision, Versioned};
+use aquifer_metadata::store::{Expect, Guard, Operation, Revision, Transaction, Versioned};
 use aquifer_model::policy::PolicyScope;
 use aquifer_model::topic::NamespaceName;
-use aquifer_proto::v1::{GrantRecord, Removal, TenantRecord, TokenRecord};
+use aquifer_proto::v1::{ForgottenRecord, GrantRecord, Removal, TenantRecord, TokenRecord};
 use aquifer_protocol_api::admin::{PageRequest, Removed};
 
 use crate::error::BrokerError;
@@ -135,7 +136,17 @@ impl Topics {
             token.is_ok_and(|token| token.tenant == tenant)
         });
         let tokens = tokens.await?;
-        for found in [grants, tokens] {
+        let roles = self
+            .found(&keys::roles_prefix(Some(tenant)), |_| true)
+            .await?;
+        let has_any = [&grants, &tokens, &roles]
+            .iter()
+            .any(|found| !found.is_empty());
+        if has_any && !self.note_forgotten(tenant, record).await? {
+            return Ok(false);
+        }
+        // Roles go last: no grant names one that is not there.
+        for found in [grants, tokens, roles] {
             let found = found.into_iter().map(|(key, _)| (key, Expect::Any));
             if !self.delete_all(Some(record), found.collect()).await? {
                 return Ok(false);
@@ -144,5 +155,26 @@ impl Topics {
         let policies = keys::policies(&PolicyScope::Tenant(tenant.to_owned()));
         let keys = vec![(record.key.clone(), record.expect), (policies, Expect::Any)];
         self.delete_keys(keys::CLUSTER_PARTITION, None, keys).await
+    }
+
+    /// Notes that what was given in a tenant is gone, so that no backup brings it back. False: the
+    /// tenant's record is not as expected any more.
+    async fn note_forgotten(&self, tenant: &str, record: &Guard) -> Result<bool, BrokerError> {
+        let before_ms = self.shared.clock.wall_ms();
+        let value = record::encode(ForgottenRecord { before_ms });
+        let transaction = Transaction {
+            partition: keys::CLUSTER_PARTITION.to_owned(),
+            guards: vec![record.clone()],
+            operations: vec![Operation::Put {
+                key: keys::forgotten(tenant),
+                value,
+                expect: Expect::Any,
+            }],
+        };
+        match self.shared.namespaces.store().commit(transaction).await {
+            Ok(_) => Ok(true),
+            Err(MetadataError::Conflict { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 }

@@ -22,7 +22,9 @@ use aquifer_protocol_api::data_plane::DataPlane;
 use aquifer_protocol_api::error::ErrorKind;
 use aquifer_protocol_api::operator::Operator;
 use aquifer_protocol_api::pull::{Append, Commit, Locate, Read, ReadLimits};
-use aquifer_protocol_api::security::{CheckAccess, CreateToken, ReadAudit, Security};
+use aquifer_protocol_api::security::{
+    CheckAccess, CreateToken, ReadAudit, Revoke, RoleName, Security,
+};
 use bytes::Bytes;
 
 use crate::security::{Secured, grant, page, scope};
@@ -66,6 +68,13 @@ fn shop() -> NamespaceName {
 
 fn id() -> String {
     "aaaaaaaaaaaaaaaaaaaaaaaaab".to_owned()
+}
+
+fn role(name: &str) -> RoleName {
+    RoleName {
+        tenant: Some("acme".to_owned()),
+        name: name.to_owned(),
+    }
 }
 
 fn no_bundle() -> BundleRange {
@@ -139,6 +148,14 @@ fn rows() -> impl Iterator<Item = Row> {
         "Security/AddGrant" &[Grant], |b, c| b.add_grant(&c, grant("token:other", &[Describe], "acme/shop"));
         "Security/ListGrants" &[Grant], |b, c| b.list_grants(&c, scope("acme"), None, page());
         "Security/RemoveGrant" &[Grant], |b, c| b.remove_grant(&c, id(), scope("acme"));
+        "Security/CreateRole" &[Grant], |b, c| b.create_role(&c, role("viewer"), vec![Describe]);
+        "Security/ListRoles" &[Describe], |b, c| b.list_roles(&c, Some("acme".to_owned()));
+        "Security/GetRole" &[Describe], |b, c| b.get_role(&c, role("none"));
+        "Security/UpdateRole" &[Grant], |b, c| b.update_role(&c, role("none"), vec![Describe]);
+        "Security/DeleteRole" &[Grant], |b, c| b.delete_role(&c, role("none"));
+        "Security/AddRevocation" &[Grant], |b, c| b.add_revocation(&c, Revoke::Token("sso:1".to_owned()));
+        "Security/ListRevocations" &[Grant], |b, c| b.list_revocations(&c, page());
+        "Security/RemoveRevocation" &[Grant], |b, c| b.remove_revocation(&c, id());
     ]
     .into_iter()
 }

@@ -6,11 +6,12 @@ use aquifer_metadata::{keys, record};
 use aquifer_model::backup::{BackupScope, RestoreAccess, RestoredAccess};
 use aquifer_proto::v1::GrantRecord;
 use aquifer_protocol_api::access::Action;
+use aquifer_protocol_api::admin::{Admin, Removal};
 use aquifer_protocol_api::backup::Backups;
 use aquifer_protocol_api::context::RequestContext;
-use aquifer_protocol_api::security::Security;
+use aquifer_protocol_api::security::{AddGrant, Given, RoleName, Security};
 
-use crate::security::{Secured, authenticate};
+use crate::security::{Secured, authenticate, grant};
 use crate::support::until;
 
 /// What a new cluster is asked for.
@@ -155,4 +156,64 @@ async fn a_backup_of_a_tenant_gives_nothing_elsewhere_and_no_one_gives_what_it_l
         ..of_all
     };
     assert_eq!(restore(other).await, one);
+}
+
+/// Roles come back with the grants that name them; what went with its tenant does not.
+#[tokio::test]
+async fn roles_come_back_and_what_was_deleted_with_its_tenant_does_not() {
+    let cold = MemoryColdStore::default();
+    let old = Secured::start_with(Some(&cold)).await;
+    old.tenants().await;
+    let (broker, admin) = (old.broker(), old.admin());
+    let name = RoleName {
+        tenant: Some("acme".to_owned()),
+        name: "reader".to_owned(),
+    };
+    let actions = vec![Action::Describe, Action::Consume];
+    let made = broker.create_role(&admin, name.clone(), actions.clone());
+    made.await.unwrap();
+    let token = old.token(Some("acme"), "shop").await;
+    let given = AddGrant {
+        given: Given::Role("reader".to_owned()),
+        ..grant(&token.token.principal, &[], "acme/shop")
+    };
+    broker.add_grant(&admin, given).await.unwrap();
+    let wanted = saved(&old, BackupScope::Tenant("acme".to_owned())).await;
+
+    let new = Secured::start_with(Some(&cold)).await;
+    new.tenants().await;
+    let restored = new.broker().restore_access(&new.admin(), wanted.clone());
+    let restored = restored.await.unwrap();
+    assert_eq!(
+        (restored.tokens, restored.grants, restored.refused),
+        (1, 2, 0)
+    );
+    let caller = new.caller(&token.secret);
+    let found = new.broker().who_am_i(&caller).await.unwrap().grants;
+    assert_eq!(found[0].actions, actions);
+
+    // The tenant goes, and one of its name is made.
+    let everything = Removal {
+        force: true,
+        dry_run: false,
+    };
+    let admin = new.admin();
+    let deleted = new
+        .broker()
+        .delete_tenant(&admin, "acme".to_owned(), everything);
+    deleted.await.unwrap();
+    let created = new.broker().create_tenant(&admin, "acme".to_owned());
+    created.await.unwrap();
+    until("the role to go with its tenant", || async {
+        let roles = new.broker().list_roles(&admin, name.tenant.clone()).await;
+        roles.unwrap().iter().all(|role| role.built_in)
+    })
+    .await;
+    let again = new.broker().restore_access(&admin, wanted).await.unwrap();
+    assert_eq!(
+        (again.tokens, again.grants, again.refused),
+        (0, 0, 3),
+        "{again:?}"
+    );
+    assert!(authenticate(new.broker(), Some(token.secret.expose())).is_err());
 }

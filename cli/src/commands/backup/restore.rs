@@ -202,7 +202,7 @@ impl Run<'_> {
                 "refused": refused,
             })),
             false => self.out.line(format!(
-                "{tokens} tokens and {grants} grants are back; {kept} are here and stay as they \
+                "{tokens} tokens, and {grants} grants and roles are back; {kept} are here and stay as they \
                  are; {refused} may not be given or lack their tenant"
             )),
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use crate::access::Action;
 use crate::admin::{Page, PageRequest};
 use crate::conformance::fake::FakeBroker;
 use crate::context::{AuthMethod, Identity, Principal, RequestContext};
@@ -11,7 +12,7 @@ use crate::error::{ApiError, ApiResult, ErrorKind};
 use crate::scope::GrantScope;
 use crate::security::{
     AddGrant, AuditPage, Authenticator, CheckAccess, Checked, CreateToken, GrantInfo, NewToken,
-    ReadAudit, Security, Shown, TokenInfo, WhoAmI,
+    ReadAudit, RevocationInfo, Revoke, RoleInfo, RoleName, Security, Shown, TokenInfo, WhoAmI,
 };
 
 impl Authenticator for FakeBroker {
@@ -106,6 +107,60 @@ impl Security for FakeBroker {
         _id: String,
         _scope: GrantScope,
     ) -> ApiResult<()> {
+        self.not_faked()
+    }
+
+    async fn create_role(
+        &self,
+        _ctx: &RequestContext,
+        _name: RoleName,
+        _actions: Vec<Action>,
+    ) -> ApiResult<RoleInfo> {
+        self.not_faked()
+    }
+
+    async fn list_roles(
+        &self,
+        _ctx: &RequestContext,
+        _tenant: Option<String>,
+    ) -> ApiResult<Vec<RoleInfo>> {
+        self.not_faked()
+    }
+
+    async fn get_role(&self, _ctx: &RequestContext, _name: RoleName) -> ApiResult<RoleInfo> {
+        self.not_faked()
+    }
+
+    async fn update_role(
+        &self,
+        _ctx: &RequestContext,
+        _name: RoleName,
+        _actions: Vec<Action>,
+    ) -> ApiResult<RoleInfo> {
+        self.not_faked()
+    }
+
+    async fn delete_role(&self, _ctx: &RequestContext, _name: RoleName) -> ApiResult<()> {
+        self.not_faked()
+    }
+
+    async fn add_revocation(
+        &self,
+        _ctx: &RequestContext,
+        _revoke: Revoke,
+    ) -> ApiResult<RevocationInfo> {
+        self.not_faked()
+    }
+
+    async fn list_revocations(
+        &self,
+        _ctx: &RequestContext,
+        _page: PageRequest,
+    ) -> ApiResult<Page<RevocationInfo>> {
+        self.not_faked()
+    }
+
+    async fn remove_revocation(&self, _ctx: &RequestContext, _id: String) -> ApiResult<()> {
         self.not_faked()
     }
 }
