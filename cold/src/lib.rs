@@ -12,6 +12,7 @@ pub mod config;
 pub mod counted;
 pub mod error;
 pub mod format;
+mod hedge;
 pub mod library;
 pub mod location;
 pub mod object;

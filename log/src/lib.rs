@@ -43,6 +43,7 @@ mod tests;
 mod topic_log;
 mod trim;
 mod types;
+mod window;
 
 pub use probe::Fence;
 pub use read::ReadPoint;

@@ -11,7 +11,7 @@ use aquifer_cold::format::writer::ObjectSpec;
 use aquifer_cold::format::{Compression, Expected};
 use aquifer_cold::location::Location;
 use aquifer_cold::object::{name_of, verify};
-use aquifer_cold::upload::{ObjectUpload, part_bytes};
+use aquifer_cold::upload::{ObjectUpload, PARTS_SENDING_MAX, part_bytes};
 use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
 use aquifer_ledger::objects::{self, PlannedObject, replacing};
 use aquifer_ledger::offload::{Offload, StoredObject};
@@ -33,9 +33,11 @@ use crate::record::TopicRecordCell;
 const READ_ENTRIES_MAX: usize = 16 * 1024;
 /// Reads of the same entries, while repair changes where they are.
 const READS_MAX: u32 = 3;
-/// Parts that an attempt has in memory: one that is being filled, one that is being sent, and
-/// copies of what goes into them.
-const PARTS_IN_MEMORY: usize = 3;
+/// Bytes that are checked, compressed and copied before other tasks have a turn.
+const ADDED_AT_ONCE: usize = 512 << 10;
+/// Parts that an attempt has in memory: one that is being filled, and those that are being sent.
+/// Reading everything back afterwards takes no more.
+const PARTS_IN_MEMORY: usize = 1 + PARTS_SENDING_MAX;
 
 /// What became of a ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -327,15 +329,24 @@ impl<'a> Attempt<'a> {
         mut info: LedgerInfo,
         last: EntryId,
     ) -> Result<(), LogError> {
-        let mut next = EntryId::FIRST;
+        let (mut next, mut added) = (EntryId::FIRST, 0);
         while next <= last {
-            let entries = self.read(&mut info, next, last).await?;
-            let bytes = entries.iter().map(|entry| entry.data.len()).sum();
-            let clock = &*self.ctx.ledgers.clock;
-            self.tier.pace(clock, bytes).await;
+            let read = async {
+                let entries = self.read(&mut info, next, last).await?;
+                let bytes = entries.iter().map(|entry| entry.data.len()).sum();
+                self.tier.pace(&*self.ctx.ledgers.clock, bytes).await;
+                Ok::<_, LogError>(entries)
+            };
+            let entries = upload.while_sending(read).await.map_err(of_store)??;
             for entry in &entries {
                 upload.add(entry).map_err(of_store)?;
                 next = entry.entry.next();
+                added += entry.data.len();
+                if added >= ADDED_AT_ONCE {
+                    added = 0;
+                    let turn = upload.while_sending(tokio::task::yield_now()).await;
+                    turn.map_err(of_store)?;
+                }
                 if !upload.is_full() {
                     continue;
                 }
