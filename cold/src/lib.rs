@@ -18,6 +18,7 @@ pub mod location;
 pub mod object;
 pub mod paced;
 mod read_only;
+pub mod replaced;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

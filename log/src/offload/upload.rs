@@ -11,6 +11,7 @@ use aquifer_cold::format::writer::ObjectSpec;
 use aquifer_cold::format::{Compression, Expected};
 use aquifer_cold::location::Location;
 use aquifer_cold::object::{name_of, verify};
+use aquifer_cold::replaced;
 use aquifer_cold::upload::{ObjectUpload, PARTS_SENDING_MAX, part_bytes};
 use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
 use aquifer_ledger::objects::{self, PlannedObject, replacing};
@@ -116,10 +117,17 @@ pub(crate) async fn replace_object(
         }
     };
     let object = work.write_in_time(info, origin).await?;
-    if let Err(error) = replacing::replace(store, &work.planned, damaged, object).await {
+    let noted = work.note(damaged, &object).await;
+    let replaced = match noted {
+        Ok(()) => replacing::replace(store, &work.planned, damaged, object)
+            .await
+            .map_err(LogError::from),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = replaced {
         // Given up only where the object is not named: the change may have been made.
         work.give_up().await;
-        return Err(error.into());
+        return Err(error);
     }
     let (ledger, attempt) = (work.planned.ledger, work.planned.attempt);
     tracing::warn!(%ledger, %attempt, %damaged, "damaged object replaced from copies at bookies");
@@ -248,6 +256,14 @@ impl<'a> Attempt<'a> {
             tracing::debug!(attempt = %self.planned.attempt, %error, "the reaper gives it up");
         }
         self.tier.left.notify_one();
+    }
+
+    /// Tells backups which object takes the place of a damaged one.
+    async fn note(&self, damaged: AttemptId, object: &StoredObject) -> Result<(), LogError> {
+        let (store, cluster) = (&*self.location.store, self.tier.locations.cluster());
+        let replacement = (self.planned.attempt, object.to_record());
+        let noted = replaced::note(store, cluster, damaged, replacement).await;
+        noted.map_err(of_store)
     }
 
     /// Writes the object and reads all of it back.
