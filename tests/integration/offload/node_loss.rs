@@ -1,0 +1,131 @@
+//! Machines are lost: all bookies of a cluster whose ledgers are in objects, and then its metadata
+//! as well (I10).
+
+use std::fs;
+
+use aquifer_harness::cluster::Cluster;
+use aquifer_model::place::Place;
+
+use super::*;
+
+const TOPICS: [&str; 2] = ["public/flights/plain", "public/flights/subscribed"];
+const BOOKIES: [&str; 3] = ["bookie-1", "bookie-2", "bookie-3"];
+const LINES: usize = 1_200;
+
+fn start(directory: &Path, place: &str) -> Result<Cluster> {
+    let environment = [
+        ("AQUIFER_COLD_STORE", place),
+        ("AQUIFER_COLD_LAG_MS", "0"),
+        ("AQUIFER_BROKER_HOUSEKEEPING_MS", "200"),
+    ];
+    Cluster::start_with(directory, &[], &environment)
+}
+
+async fn publish(client: &Client, topic: &str, lines: &[Vec<u8>]) -> Result<()> {
+    let producer = client.producer(topic).open().await?;
+    for batch in lines.chunks(100) {
+        let mut pending = Vec::new();
+        for line in batch {
+            pending.push(producer.enqueue(Message::new(line.clone())).await?);
+        }
+        for receipt in pending {
+            receipt.await?;
+        }
+    }
+    Ok(producer.close().await?)
+}
+
+/// Every message of a topic with its index.
+async fn read(client: &Client, topic: &str, count: usize) -> Result<Vec<(u64, Vec<u8>)>> {
+    let reader = client.reader(topic).start(Place::Earliest).open().await?;
+    let mut found = Vec::new();
+    for _ in 0..count {
+        let message = reader.next().await?;
+        found.push((message.index.0, message.payload.to_vec()));
+    }
+    Ok(found)
+}
+
+#[tokio::test]
+async fn objects_outlive_all_bookies_and_backups_the_metadata() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let store = format!("file://{}", folder.path().join("store").display());
+    let mut cluster = start(&folder.path().join("cluster"), &store)?;
+    let client = cluster.client()?;
+    let policies = Policies {
+        rollover: Some(Rollover {
+            size_bytes: 64 << 10,
+            ..Rollover::default()
+        }),
+        ..Policies::default()
+    };
+    let admin = client.admin();
+    admin.create_namespace("public/flights", policies).await?;
+    let lines: Vec<Vec<u8>> = flights()?
+        .into_iter()
+        .take(LINES)
+        .map(|f| f.line.into_bytes())
+        .collect();
+    let mut saved = Vec::new();
+    for topic in TOPICS {
+        publish(&client, topic, &lines).await?;
+        saved.push(read(&client, topic, LINES).await?);
+    }
+    let consumer = client.consumer(TOPICS[1], "billing").start(Place::Earliest);
+    let consumer = consumer.open().await?;
+    for _ in 0..LINES / 2 {
+        let message = consumer.receive().await?;
+        consumer.ack(&message).await?;
+    }
+    consumer.close().await?;
+    // It closes the last ledgers too.
+    json(cluster.url(), &["backup", "create", &store])?;
+    until("all copies at bookies to go", || async {
+        for topic in TOPICS {
+            let stats = admin.topic_stats(topic).await?;
+            let stored = stats.ledgers.iter().filter(|ledger| ledger.entries > 0);
+            if !stored.clone().all(|l| l.state == "offloaded" && !l.local) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(()))
+    })
+    .await?;
+    cluster.stop()?;
+
+    // The disks of all bookies are gone, metadata is not.
+    for bookie in BOOKIES {
+        fs::remove_dir_all(cluster.directory(bookie))?;
+    }
+    cluster.restart()?;
+    let client = cluster.client()?;
+    for (topic, before) in TOPICS.iter().zip(&saved) {
+        ensure!(read(&client, topic, LINES).await? == *before, "{topic}");
+    }
+    // And the topic goes on.
+    publish(&client, TOPICS[0], &lines[..10]).await?;
+    let now = read(&client, TOPICS[0], LINES + 10).await?;
+    ensure!(now[..LINES] == saved[0] && now[LINES].0 == LINES as u64);
+    cluster.check_logs()?;
+    cluster.stop()?;
+
+    // Metadata goes too.
+    fs::remove_dir_all(folder.path().join("cluster"))?;
+    let own = format!("file://{}", folder.path().join("own").display());
+    let mut cluster = start(&folder.path().join("new"), &own)?;
+    let restored = json(cluster.url(), &["backup", "restore", &store])?;
+    ensure!(
+        restored.len() == TOPICS.len() && restored.iter().all(|t| t["outcome"] == "restored"),
+        "{restored:?}"
+    );
+    let client = cluster.client()?;
+    for (topic, before) in TOPICS.iter().zip(&saved) {
+        ensure!(read(&client, topic, LINES).await? == *before, "{topic}");
+    }
+    let consumer = client.consumer(TOPICS[1], "billing").open().await?;
+    let first = consumer.receive().await?;
+    ensure!(first.index.0 == LINES as u64 / 2, "{}", first.index);
+    consumer.close().await?;
+    cluster.check_logs()?;
+    cluster.stop()
+}
