@@ -46,11 +46,9 @@ async fn read(client: &Client, topic: &str, count: usize) -> Result<Vec<(u64, Ve
     Ok(found)
 }
 
-#[tokio::test]
-async fn objects_outlive_all_bookies_and_backups_the_metadata() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let store = format!("file://{}", folder.path().join("store").display());
-    let mut cluster = start(&folder.path().join("cluster"), &store)?;
+/// Publishes, acknowledges half of a topic, makes a backup, and waits until nothing of the topics is at
+/// bookies. Answers what they have.
+async fn save(cluster: &Cluster, store: &str) -> Result<Vec<Vec<(u64, Vec<u8>)>>> {
     let client = cluster.client()?;
     let policies = Policies {
         rollover: Some(Rollover {
@@ -61,14 +59,9 @@ async fn objects_outlive_all_bookies_and_backups_the_metadata() -> Result<()> {
     };
     let admin = client.admin();
     admin.create_namespace("public/flights", policies).await?;
-    let lines: Vec<Vec<u8>> = flights()?
-        .into_iter()
-        .take(LINES)
-        .map(|f| f.line.into_bytes())
-        .collect();
     let mut saved = Vec::new();
     for topic in TOPICS {
-        publish(&client, topic, &lines).await?;
+        publish(&client, topic, &lines()?).await?;
         saved.push(read(&client, topic, LINES).await?);
     }
     let consumer = client.consumer(TOPICS[1], "billing").start(Place::Earliest);
@@ -79,18 +72,39 @@ async fn objects_outlive_all_bookies_and_backups_the_metadata() -> Result<()> {
     }
     consumer.close().await?;
     // It closes the last ledgers too.
-    json(cluster.url(), &["backup", "create", &store])?;
+    json(cluster.url(), &["backup", "create", store])?;
     until("all copies at bookies to go", || async {
         for topic in TOPICS {
             let stats = admin.topic_stats(topic).await?;
-            let stored = stats.ledgers.iter().filter(|ledger| ledger.entries > 0);
-            if !stored.clone().all(|l| l.state == "offloaded" && !l.local) {
+            let mut stored = stats.ledgers.iter().filter(|ledger| ledger.entries > 0);
+            if !stored.all(|ledger| ledger.state == "offloaded" && !ledger.local) {
                 return Ok(None);
             }
         }
         Ok(Some(()))
     })
     .await?;
+    Ok(saved)
+}
+
+fn lines() -> Result<Vec<Vec<u8>>> {
+    let lines = flights()?.into_iter().take(LINES);
+    Ok(lines.map(|flight| flight.line.into_bytes()).collect())
+}
+
+async fn check(client: &Client, saved: &[Vec<(u64, Vec<u8>)>]) -> Result<()> {
+    for (topic, before) in TOPICS.iter().zip(saved) {
+        ensure!(read(client, topic, LINES).await? == *before, "{topic}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn objects_outlive_all_bookies_and_backups_the_metadata() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let store = format!("file://{}", folder.path().join("store").display());
+    let mut cluster = start(&folder.path().join("cluster"), &store)?;
+    let saved = save(&cluster, &store).await?;
     cluster.stop()?;
 
     // The disks of all bookies are gone, metadata is not.
@@ -99,11 +113,9 @@ async fn objects_outlive_all_bookies_and_backups_the_metadata() -> Result<()> {
     }
     cluster.restart()?;
     let client = cluster.client()?;
-    for (topic, before) in TOPICS.iter().zip(&saved) {
-        ensure!(read(&client, topic, LINES).await? == *before, "{topic}");
-    }
+    check(&client, &saved).await?;
     // And the topic goes on.
-    publish(&client, TOPICS[0], &lines[..10]).await?;
+    publish(&client, TOPICS[0], &lines()?[..10]).await?;
     let now = read(&client, TOPICS[0], LINES + 10).await?;
     ensure!(now[..LINES] == saved[0] && now[LINES].0 == LINES as u64);
     cluster.check_logs()?;
@@ -119,9 +131,7 @@ async fn objects_outlive_all_bookies_and_backups_the_metadata() -> Result<()> {
         "{restored:?}"
     );
     let client = cluster.client()?;
-    for (topic, before) in TOPICS.iter().zip(&saved) {
-        ensure!(read(&client, topic, LINES).await? == *before, "{topic}");
-    }
+    check(&client, &saved).await?;
     let consumer = client.consumer(TOPICS[1], "billing").open().await?;
     let first = consumer.receive().await?;
     ensure!(first.index.0 == LINES as u64 / 2, "{}", first.index);
