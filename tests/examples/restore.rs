@@ -7,7 +7,7 @@
 //! cargo run --release -p aquifer-tests --example restore -- [TOPICS [MESSAGES]]
 //! ```
 //!
-//! A small variant with every byte compared is in tests/integration/offload/node_loss.rs.
+//! A small variant with every byte compared is in tests/integration/operators/node_loss.rs.
 
 use std::path::Path;
 use std::time::Duration;

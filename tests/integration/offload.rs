@@ -1,7 +1,6 @@
 //! Offload on a real server with real data: ledgers go into objects, their copies go, and nothing
 //! that a reader sees changes (I10, H22, H23).
 
-mod node_loss;
 mod under_faults;
 
 use std::path::{Path, PathBuf};

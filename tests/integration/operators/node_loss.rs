@@ -2,23 +2,62 @@
 //! as well (I10).
 
 use std::fs;
+use std::path::Path;
+use std::process::Stdio;
 
+use anyhow::{Result, ensure};
+use aquifer_client::{Client, Message, Place};
 use aquifer_harness::cluster::Cluster;
-use aquifer_model::place::Place;
+use aquifer_harness::data::flights;
+use aquifer_harness::server::aquifer;
+use aquifer_harness::wait::{until, within};
+use aquifer_model::policy::{Policies, Rollover};
+use serde_json::Value;
 
-use super::*;
+use super::{QUICK, command, id_of};
 
 const TOPICS: [&str; 2] = ["public/flights/plain", "public/flights/subscribed"];
 const BOOKIES: [&str; 3] = ["bookie-1", "bookie-2", "bookie-3"];
 const LINES: usize = 1_200;
 
 fn start(directory: &Path, place: &str) -> Result<Cluster> {
-    let environment = [
+    let settings = [
         ("AQUIFER_COLD_STORE", place),
         ("AQUIFER_COLD_LAG_MS", "0"),
         ("AQUIFER_BROKER_HOUSEKEEPING_MS", "200"),
     ];
-    Cluster::start_with(directory, &[], &environment)
+    Cluster::start_with(directory, &[], &[&QUICK[..], &settings].concat())
+}
+
+/// Runs a tool that needs a broker, and parses what it prints.
+fn json(url: &str, arguments: &[&str]) -> Result<Vec<Value>> {
+    let output = aquifer(url, &[&["--output", "json"][..], arguments].concat())?;
+    ensure!(output.status.success(), "{arguments:?}: {output:?}");
+    let text = String::from_utf8(output.stdout)?;
+    let lines = text.lines().map(serde_json::from_str);
+    Ok(lines.collect::<Result<_, _>>()?)
+}
+
+/// Takes bookies out for good whose disks are gone: what only they had is given up.
+async fn give_up(cluster: &Cluster, bookies: &[String]) -> Result<()> {
+    let mut children = Vec::new();
+    for bookie in bookies {
+        let words = ["bookie", "decommission", bookie, "--force", "--accept-loss"];
+        let child = command(cluster, &words)?
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        children.push(child);
+    }
+    within("the ends of the lost bookies", async {
+        for child in children {
+            let ended = tokio::task::spawn_blocking(|| child.wait_with_output());
+            let ended = ended.await??;
+            ensure!(ended.status.success(), "{ended:?}");
+        }
+        Ok(())
+    })
+    .await
 }
 
 async fn publish(client: &Client, topic: &str, lines: &[Vec<u8>]) -> Result<()> {
@@ -99,22 +138,26 @@ async fn check(client: &Client, saved: &[Vec<(u64, Vec<u8>)>]) -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn objects_outlive_all_bookies_and_backups_the_metadata() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let store = format!("file://{}", folder.path().join("store").display());
     let mut cluster = start(&folder.path().join("cluster"), &store)?;
     let saved = save(&cluster, &store).await?;
+    let lost = BOOKIES.map(|bookie| id_of(&cluster, bookie));
+    let lost: Vec<String> = lost.into_iter().collect::<Result<_>>()?;
     cluster.stop()?;
 
-    // The disks of all bookies are gone, metadata is not.
+    // The disks of all bookies are gone, metadata is not. Others take their places, which are told
+    // that what only the lost ones had, logs of subscriptions, will not come back.
     for bookie in BOOKIES {
         fs::remove_dir_all(cluster.directory(bookie))?;
     }
     cluster.restart()?;
+    give_up(&cluster, &lost).await?;
     let client = cluster.client()?;
     check(&client, &saved).await?;
-    // And the topic goes on.
+    // And a topic goes on.
     publish(&client, TOPICS[0], &lines()?[..10]).await?;
     let now = read(&client, TOPICS[0], LINES + 10).await?;
     ensure!(now[..LINES] == saved[0] && now[LINES].0 == LINES as u64);
