@@ -5,6 +5,7 @@
 //! - The memory of a read is taken from a budget before the store is asked.
 //! - What is damaged is read once more before it is called so, and is never kept.
 //! - An object never changes, so what is kept never becomes wrong.
+//! - What is kept has memory of its own: no block keeps what was read with it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use aquifer_model::id::{AttemptId, EntryId};
 use aquifer_model::storage::StoredEntry;
 use aquifer_runtime::budget::ByteBudget;
+use aquifer_runtime::clock::SharedClock;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
@@ -21,11 +23,17 @@ use crate::error::{ColdError, ColdResult};
 use crate::format::block::Block;
 use crate::format::tail::{IndexRow, Tail};
 use crate::format::{Expected, FormatError, count};
+use crate::hedge::Hedges;
 use crate::object::{part_of, read_tail};
 use crate::store::ColdStore;
 
-/// Bytes of one request, at most.
-const RUN_BYTES: u64 = 8 << 20;
+/// Bytes of one request, at most: a range of 8 MiB that ends with a block, heads included.
+const RUN_BYTES: u64 = 9 << 20;
+/// Of a read of up to this number of blocks all are kept. Larger ones are those of readers that read
+/// on, which have what they want of them: only the ends are kept, which the reads beside may want.
+const KEPT_BLOCKS_MAX: usize = 4;
+/// Blocks that are decoded before other tasks have a turn.
+const DECODED_AT_ONCE: usize = 8;
 
 /// An object, as a ledger's record names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +66,7 @@ pub struct ObjectCache {
     tails: Mutex<Lru<AttemptId, Arc<OnceCell<Arc<Tail>>>>>,
     blocks: Mutex<Lru<(AttemptId, usize), Arc<Block>>>,
     reads: ByteBudget,
+    hedges: Hedges,
     begun: AtomicU64,
     hits: AtomicU64,
     misses: AtomicU64,
@@ -87,11 +96,12 @@ impl Default for CacheBytes {
 impl ObjectCache {
     /// Empty.
     #[must_use]
-    pub fn new(bytes: CacheBytes) -> ObjectCache {
+    pub fn new(bytes: CacheBytes, clock: SharedClock) -> ObjectCache {
         ObjectCache {
             tails: Mutex::new(Lru::new(bytes.indexes)),
             blocks: Mutex::new(Lru::new(bytes.blocks)),
             reads: ByteBudget::new(bytes.reads),
+            hedges: Hedges::new(clock),
             begun: AtomicU64::new(0),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
@@ -115,6 +125,12 @@ impl ObjectCache {
     pub fn lookups(&self) -> (u64, u64) {
         let [hits, misses] = [&self.hits, &self.misses].map(|n| n.load(Ordering::Relaxed));
         (hits, misses)
+    }
+
+    /// Reads that were sent a second time, since the first took long.
+    #[must_use]
+    pub fn hedged(&self) -> u64 {
+        self.hedges.sent()
     }
 
     /// Bytes of the blocks that are kept.
@@ -163,6 +179,28 @@ impl ObjectCache {
             self.tails.lock().put(key, cell, tail.memory());
         }
         Ok(tail)
+    }
+
+    /// How many entries there are from one on up to the end of a block, as many as some bytes hold
+    /// and at least those of one block; `None` when the index of the object is not in memory.
+    #[must_use]
+    pub fn entries_within(
+        &self,
+        attempt: AttemptId,
+        first: EntryId,
+        bytes_max: usize,
+    ) -> Option<u64> {
+        let cell = self.tails.lock().get(&attempt)?;
+        let tail = cell.get()?;
+        let rows = &tail.blocks[tail.block_of(first)?..];
+        let mut left = bytes_max as u64;
+        let fits = rows.iter().take_while(|row| {
+            let fits = u64::from(row.raw_len) <= left;
+            left = left.saturating_sub(row.raw_len.into());
+            fits
+        });
+        let last = rows.get(fits.count().saturating_sub(1))?;
+        Some(last.first_entry.0 + u64::from(last.entries) - first.0)
     }
 
     /// Reads consecutive entries of an object from `wanted.first` on, at least one.
@@ -245,10 +283,14 @@ impl ObjectCache {
                 Err(ColdError::Damaged { .. }) => self.fetch(store, object, &rows[at..end]).await?,
                 read => read?,
             };
-            let mut kept = self.blocks.lock();
+            let is_small = read.len() <= KEPT_BLOCKS_MAX;
             for (number, block) in (at..end).zip(read) {
-                let bytes = block.memory();
-                kept.put((attempt, first + number), Arc::clone(&block), bytes);
+                if is_small || number == at || number + 1 == end {
+                    let alone = Arc::new(block.alone());
+                    let bytes = alone.memory();
+                    let mut kept = self.blocks.lock();
+                    kept.put((attempt, first + number), alone, bytes);
+                }
                 found[number] = Some(block);
             }
             at = end;
@@ -270,10 +312,13 @@ impl ObjectCache {
         let raw: usize = rows.iter().map(|row| count(row.raw_len)).sum();
         let stored = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let _held = self.reads.acquire(stored.saturating_add(raw)).await;
-        let bytes = store.get(&object.name, range).await?;
+        let bytes = self.hedges.get(store, &object.name, range).await?;
         let damaged = |error: FormatError| ColdError::damaged(&object.name, &error);
         let mut blocks = Vec::with_capacity(rows.len());
-        for row in rows {
+        for (at, row) in rows.iter().enumerate() {
+            if at > 0 && at.is_multiple_of(DECODED_AT_ONCE) {
+                tokio::task::yield_now().await;
+            }
             let (from, to) = (row.offset - first.offset, row.end() - first.offset);
             let part = part_of(&bytes, from, to);
             let block = Block::decode(object.expected.attempt, &part).map_err(damaged)?;

@@ -9,7 +9,7 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Meter};
 
 use crate::error::{ColdError, ColdResult};
-use crate::store::{ColdStore, Listed, Upload};
+use crate::store::{ColdStore, Listed, PartSent, Upload};
 
 /// What is asked of a store.
 const KINDS: [&str; 9] = [
@@ -134,9 +134,10 @@ impl Upload for CountedUpload {
         self.inner.id()
     }
 
-    async fn part(&mut self, bytes: Bytes) -> ColdResult<()> {
+    fn part(&mut self, bytes: Bytes) -> PartSent {
         self.metrics.moved("written", bytes.len());
-        self.metrics.done("part", self.inner.part(bytes).await)
+        let (sent, metrics) = (self.inner.part(bytes), self.metrics.clone());
+        Box::pin(async move { metrics.done("part", sent.await) })
     }
 
     async fn complete(self: Box<Self>) -> ColdResult<()> {

@@ -12,11 +12,13 @@ pub mod config;
 pub mod counted;
 pub mod error;
 pub mod format;
+mod hedge;
 pub mod library;
 pub mod location;
 pub mod object;
 pub mod paced;
 mod read_only;
+pub mod replaced;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

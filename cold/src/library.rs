@@ -23,11 +23,12 @@ use object_store::local::LocalFileSystem;
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::{Error, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+use parking_lot::Mutex;
 
 use self::place::{Patience, Place, Scheme, client, place_of, retries, s3};
 use crate::config::StoreConfig;
 use crate::error::{ColdError, ColdResult};
-use crate::store::{ColdStore, Listed, Upload};
+use crate::store::{ColdStore, Listed, PartSent, Upload};
 
 /// A place through the library.
 struct LibraryStore {
@@ -199,7 +200,7 @@ impl ColdStore for LibraryStore {
                     store: Arc::clone(store),
                     path,
                     id: id.map_err(|error| known(&error))?,
-                    parts: Vec::new(),
+                    parts: Arc::default(),
                 }))
             }
             Parts::Files(_) => {
@@ -301,7 +302,8 @@ struct NamedUpload {
     store: Arc<dyn MultipartStore>,
     path: Path,
     id: String,
-    parts: Vec<PartId>,
+    /// By number; those that are on their way have no id yet.
+    parts: Arc<Mutex<Vec<Option<PartId>>>>,
 }
 
 #[async_trait]
@@ -310,17 +312,27 @@ impl Upload for NamedUpload {
         &self.id
     }
 
-    async fn part(&mut self, bytes: Bytes) -> ColdResult<()> {
-        let (number, payload) = (self.parts.len(), PutPayload::from_bytes(bytes));
-        let put = self.store.put_part(&self.path, &self.id, number, payload);
-        self.parts.push(put.await.map_err(|error| known(&error))?);
-        Ok(())
+    fn part(&mut self, bytes: Bytes) -> PartSent {
+        let (store, parts) = (Arc::clone(&self.store), Arc::clone(&self.parts));
+        let (path, id) = (self.path.clone(), self.id.clone());
+        let number = {
+            let mut parts = parts.lock();
+            parts.push(None);
+            parts.len() - 1
+        };
+        Box::pin(async move {
+            let payload = PutPayload::from_bytes(bytes);
+            let put = store.put_part(&path, &id, number, payload).await;
+            parts.lock()[number] = Some(put.map_err(|error| known(&error))?);
+            Ok(())
+        })
     }
 
     async fn complete(self: Box<Self>) -> ColdResult<()> {
-        let done = self
-            .store
-            .complete_multipart(&self.path, &self.id, self.parts);
+        let parts = self.parts.lock().drain(..).collect::<Option<Vec<_>>>();
+        let missing = || ColdError::Unavailable(format!("{}: a part was not sent", self.path));
+        let parts = parts.ok_or_else(missing)?;
+        let done = self.store.complete_multipart(&self.path, &self.id, parts);
         done.await.map(drop).map_err(|error| known(&error))
     }
 
@@ -339,9 +351,9 @@ impl Upload for FileUpload {
         ""
     }
 
-    async fn part(&mut self, bytes: Bytes) -> ColdResult<()> {
-        let put = self.0.put_part(PutPayload::from_bytes(bytes)).await;
-        put.map_err(|error| known(&error))
+    fn part(&mut self, bytes: Bytes) -> PartSent {
+        let put = self.0.put_part(PutPayload::from_bytes(bytes));
+        Box::pin(async move { put.await.map_err(|error| known(&error)) })
     }
 
     async fn complete(mut self: Box<Self>) -> ColdResult<()> {

@@ -1,19 +1,26 @@
 //! Reading objects through their store, by their index and as a whole.
 
+use std::ops::Range;
+
 use aquifer_model::id::{AttemptId, LedgerId};
 use bytes::Bytes;
+use futures::stream::{self, StreamExt};
 
 use crate::error::{ColdError, ColdResult};
 use crate::format::block::Block;
 use crate::format::check::Checker;
-use crate::format::tail::Tail;
+use crate::format::tail::{IndexRow, Tail};
 use crate::format::{Expected, FormatError, HEADER_BYTES, TRAILER_BYTES};
 use crate::store::ColdStore;
 
 /// Last bytes that are read of an object whose index may be anywhere: mostly all that is wanted.
 const TAIL_BYTES: u64 = 64 << 10;
 /// Bytes of one read of a check.
-const RUN_BYTES: u64 = 4 << 20;
+const RUN_BYTES: u64 = 8 << 20;
+/// Reads of a check that are in flight while what came before is checked.
+const RUNS_AT_ONCE: usize = 2;
+/// Blocks that are checked before other tasks have a turn.
+const CHECKED_AT_ONCE: usize = 4;
 /// What the names of objects end in.
 pub const SUFFIX: &str = ".aqo";
 
@@ -115,22 +122,42 @@ pub async fn verify(
     }
     let header = store.get(name, 0..HEADER_BYTES as u64).await?;
     let mut check = Checker::new(&tail, &header).map_err(damaged)?;
-    let mut at = 0;
-    while let Some(first) = tail.blocks.get(at) {
-        let rest = &tail.blocks[at..];
-        let within = rest.partition_point(|row| row.end() - first.offset <= RUN_BYTES);
-        let run = &rest[..within.max(1)];
-        let end = run.last().map_or(first.end(), |row| row.end());
-        let bytes = store.get(name, first.offset..end).await?;
-        for row in run {
-            let part = part_of(&bytes, row.offset - first.offset, row.end() - first.offset);
+    let runs = runs_of(&tail.blocks);
+    // What comes next is being read while a run is checked.
+    let mut reads = stream::iter(runs)
+        .map(|run| async move {
+            let (blocks, bytes) = run;
+            let first = bytes.start;
+            Ok::<_, ColdError>((blocks, first, store.get(name, bytes).await?))
+        })
+        .buffered(RUNS_AT_ONCE);
+    while let Some(read) = reads.next().await {
+        let (blocks, first, bytes) = read?;
+        for (at, row) in tail.blocks[blocks].iter().enumerate() {
+            if at > 0 && at.is_multiple_of(CHECKED_AT_ONCE) {
+                tokio::task::yield_now().await;
+            }
+            let part = part_of(&bytes, row.offset - first, row.end() - first);
             let block = check.block(&part).map_err(damaged)?;
             visit(&tail, &block);
         }
-        at += run.len();
     }
     check.end(&tail_bytes).map_err(damaged)?;
     Ok(tail)
+}
+
+/// Blocks in runs that are read with one request each: which, and the bytes of the object.
+fn runs_of(blocks: &[IndexRow]) -> Vec<(Range<usize>, Range<u64>)> {
+    let (mut runs, mut at) = (Vec::new(), 0);
+    while let Some(first) = blocks.get(at) {
+        let rest = &blocks[at..];
+        let within = rest.partition_point(|row| row.end() - first.offset <= RUN_BYTES);
+        let run = &rest[..within.max(1)];
+        let end = run.last().map_or(first.end(), IndexRow::end);
+        runs.push((at..at + run.len(), first.offset..end));
+        at += run.len();
+    }
+    runs
 }
 
 /// A part of bytes that were read for it.

@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 
 use crate::error::ColdResult;
 
@@ -59,16 +60,21 @@ pub trait ColdStore: Send + Sync + 'static {
     -> ColdResult<Vec<Listed>>;
 }
 
+/// A part that is being sent: it is there once this answers.
+pub type PartSent = BoxFuture<'static, ColdResult<()>>;
+
 /// An object that is being written in parts. Dropping it leaves them: complete it or give it up.
 #[async_trait]
 pub trait Upload: Send {
     /// What names the upload to [`ColdStore::abort`]; empty where nothing has to.
     fn id(&self) -> &str;
 
-    /// Adds a part behind the others. All but the last must have the same length.
-    async fn part(&mut self, bytes: Bytes) -> ColdResult<()>;
+    /// Adds a part behind the others; several may be sent at once. All but the last must
+    /// have the same length.
+    fn part(&mut self, bytes: Bytes) -> PartSent;
 
-    /// Makes the object appear, durably. After an error it may have.
+    /// Makes the object appear, durably, once all parts have been sent. After an error it may have
+    /// appeared.
     async fn complete(self: Box<Self>) -> ColdResult<()>;
 
     /// Gives the parts up.

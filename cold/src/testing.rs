@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::error::{ColdError, ColdResult};
-use crate::store::{ColdStore, Listed, Upload};
+use crate::store::{ColdStore, Listed, PartSent, Upload};
 
 /// What a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +71,8 @@ pub struct MemoryColdStore {
 #[derive(Default)]
 struct State {
     objects: BTreeMap<String, Vec<u8>>,
-    uploads: BTreeMap<String, (String, Vec<u8>)>,
+    /// By id: the name, and the parts by their numbers.
+    uploads: BTreeMap<String, (String, BTreeMap<u32, Bytes>)>,
     next_upload: u64,
     judge: Option<Judge>,
     requests: Vec<(Op, String)>,
@@ -242,7 +243,7 @@ impl ColdStore for MemoryColdStore {
         let work = |state: &mut State| {
             state.next_upload += 1;
             let id = format!("upload-{}", state.next_upload);
-            let begun = (name.to_owned(), Vec::new());
+            let begun = (name.to_owned(), BTreeMap::new());
             state.uploads.insert(id.clone(), begun);
             Ok(id)
         };
@@ -251,6 +252,7 @@ impl ColdStore for MemoryColdStore {
             store: self.clone(),
             name: name.to_owned(),
             id,
+            parts: 0,
         }))
     }
 
@@ -297,6 +299,7 @@ struct MemoryUpload {
     store: MemoryColdStore,
     name: String,
     id: String,
+    parts: u32,
 }
 
 #[async_trait]
@@ -305,21 +308,27 @@ impl Upload for MemoryUpload {
         &self.id
     }
 
-    async fn part(&mut self, bytes: Bytes) -> ColdResult<()> {
-        let work = |state: &mut State| match state.uploads.get_mut(&self.id) {
-            Some((_, parts)) => {
-                parts.extend(&bytes);
-                Ok(())
-            }
-            None => Err(ColdError::NotFound(self.name.clone())),
-        };
-        self.store.change_state(Op::Part, &self.name, work).await
+    fn part(&mut self, bytes: Bytes) -> PartSent {
+        let (store, name, id) = (self.store.clone(), self.name.clone(), self.id.clone());
+        let number = self.parts;
+        self.parts += 1;
+        Box::pin(async move {
+            let work = |state: &mut State| match state.uploads.get_mut(&id) {
+                Some((_, parts)) => {
+                    parts.insert(number, bytes);
+                    Ok(())
+                }
+                None => Err(ColdError::NotFound(name.clone())),
+            };
+            store.change_state(Op::Part, &name, work).await
+        })
     }
 
     async fn complete(self: Box<Self>) -> ColdResult<()> {
         let work = |state: &mut State| match state.uploads.remove(&self.id) {
             Some((name, parts)) => {
-                state.objects.insert(name, parts);
+                let parts: Vec<Bytes> = parts.into_values().collect();
+                state.objects.insert(name, parts.concat());
                 Ok(())
             }
             None => Err(ColdError::NotFound(self.name.clone())),

@@ -59,7 +59,7 @@ async fn upload(store: &MemoryColdStore, wanted: &[StoredEntry], part: usize) ->
 }
 
 fn cache() -> ObjectCache {
-    ObjectCache::new(CacheBytes::default())
+    ObjectCache::new(CacheBytes::default(), SystemClock::shared())
 }
 
 fn from(first: u64, bytes_max: usize) -> WantedEntries {
@@ -119,6 +119,36 @@ async fn a_read_costs_an_index_and_a_block_and_then_nothing() {
         .await
         .unwrap();
     assert_eq!(tail.ledger(), LEDGER);
+}
+
+#[tokio::test]
+async fn reads_that_go_on_take_whole_blocks_and_leave_little_behind() {
+    let store = MemoryColdStore::default();
+    let wanted = some(4_000);
+    let object = upload(&store, &wanted, 1 << 30).await;
+    let cache = cache();
+    let within = |first| cache.entries_within(ATTEMPT, EntryId(first), 2 << 20);
+    assert_eq!(within(0), None, "its index is not in memory");
+    cache.tail(&store, &object).await.unwrap();
+    let _ = store.count(Op::Get);
+    let (mut next, mut reads) = (0, 0);
+    while next < wanted.len() as u64 {
+        let entries = within(next).unwrap();
+        let until = WantedEntries {
+            last: EntryId(next + entries - 1),
+            ..from(next, 9 << 20)
+        };
+        let found = cache.read(&store, &object, until).await.unwrap();
+        let at = usize::try_from(next).unwrap();
+        assert_eq!(found, wanted[at..at + found.len()]);
+        assert_eq!(found.len() as u64, entries);
+        next += entries;
+        reads += 1;
+    }
+    // No block was read twice, and of each read the first and the last one stay.
+    assert_eq!(store.count(Op::Get), reads);
+    assert!(cache.block_bytes() <= reads * 2 * (270 << 10), "{reads}");
+    assert_eq!(cache.lookups().0, 0);
 }
 
 #[tokio::test]

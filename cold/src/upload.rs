@@ -1,26 +1,35 @@
 //! Writing an object into a store: small ones whole, larger ones in parts.
 
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 
 use aquifer_model::storage::StoredEntry;
+use futures::future::{Either, select};
+use futures::stream::{FuturesUnordered, StreamExt, TryStreamExt};
 
 use crate::error::{ColdError, ColdResult};
 use crate::format::FormatError;
 use crate::format::writer::{ObjectSpec, ObjectWriter, Written};
-use crate::store::{ColdStore, Upload};
+use crate::store::{ColdStore, PartSent, Upload};
 
 /// Bytes of a part, at least.
 pub const PART_BYTES_MIN: usize = 8 << 20;
 /// Parts of an object, at most: stores take 10,000.
 const PARTS_MAX: u64 = 9_000;
 
-/// An object that is being written into a store. It holds one part in memory, and a block.
+/// Parts of an upload that are sent at once, while the next one is filled.
+pub const PARTS_SENDING_MAX: usize = 2;
+
+/// An object that is being written into a store. It holds a block, the part that is being filled,
+/// and those that are being sent.
 pub struct ObjectUpload {
     store: Arc<dyn ColdStore>,
     name: String,
     part_bytes: usize,
     writer: ObjectWriter,
     upload: Option<Box<dyn Upload>>,
+    sending: FuturesUnordered<PartSent>,
 }
 
 /// The bytes of each part of an object for a ledger of a length: all parts have the same.
@@ -47,6 +56,7 @@ impl ObjectUpload {
             part_bytes: part_bytes.max(1),
             writer: ObjectWriter::new(spec),
             upload: None,
+            sending: FuturesUnordered::new(),
         }
     }
 
@@ -86,18 +96,42 @@ impl ObjectUpload {
         Ok(id)
     }
 
-    /// Sends the parts that are full.
+    /// Begins to send the parts that are full, and waits until no more than
+    /// [`PARTS_SENDING_MAX`] are being sent.
     ///
     /// # Errors
-    /// Those of the store.
+    /// Those of the store, of any part.
     pub async fn send(&mut self) -> ColdResult<()> {
         let Some(upload) = &mut self.upload else {
             return Ok(());
         };
-        while let Some(part) = self.writer.take(self.part_bytes) {
-            upload.part(part).await?;
+        while self.writer.waiting_bytes() >= self.part_bytes {
+            while self.sending.len() >= PARTS_SENDING_MAX {
+                self.sending.next().await.transpose()?;
+            }
+            let part = self.writer.take(self.part_bytes);
+            self.sending.extend(part.map(|part| upload.part(part)));
         }
         Ok(())
+    }
+
+    /// Does some work while parts are being sent.
+    ///
+    /// # Errors
+    /// Those of the store, of any part: the work is given up then.
+    pub async fn while_sending<T>(&mut self, work: impl Future<Output = T>) -> ColdResult<T> {
+        let mut work = pin!(work);
+        loop {
+            if self.sending.is_empty() {
+                return Ok(work.await);
+            }
+            match select(&mut work, self.sending.next()).await {
+                Either::Left((done, _)) => return Ok(done),
+                Either::Right((sent, _)) => {
+                    sent.transpose()?;
+                }
+            }
+        }
     }
 
     /// Ends the object. After an error of the store it may be there all the same: only reading it
@@ -105,7 +139,7 @@ impl ObjectUpload {
     ///
     /// # Errors
     /// `Damaged` when there is nothing to write.
-    pub async fn complete(self) -> ColdResult<(Written, ColdResult<()>)> {
+    pub async fn complete(mut self) -> ColdResult<(Written, ColdResult<()>)> {
         let name = self.name;
         let (rest, written) = self
             .writer
@@ -117,13 +151,16 @@ impl ObjectUpload {
                 Err(ColdError::AlreadyExists(_)) => Ok(()),
                 put => put,
             },
-            Some(mut upload) => match upload.part(rest).await {
-                Ok(()) => upload.complete().await,
-                Err(error) => {
-                    let _ = upload.abort().await; // the reaper does it again
-                    Err(error)
+            Some(mut upload) => {
+                self.sending.push(upload.part(rest));
+                match self.sending.try_collect::<()>().await {
+                    Ok(()) => upload.complete().await,
+                    Err(error) => {
+                        let _ = upload.abort().await; // the reaper does it again
+                        Err(error)
+                    }
                 }
-            },
+            }
         };
         Ok((written, done))
     }
@@ -133,6 +170,8 @@ impl ObjectUpload {
     /// # Errors
     /// Those of the store.
     pub async fn abort(self) -> ColdResult<()> {
+        // Parts that are being sent end here.
+        drop(self.sending);
         match self.upload {
             Some(upload) => upload.abort().await,
             None => Ok(()),

@@ -67,6 +67,13 @@ GOOD = {
                   'bookie.tolerations=[{"key":"storage","operator":"Exists"}]', "--set-json",
                   'bookie.podAnnotations={"a":"b"}', "--set-json", 'bookie.extraEnv=[{"name":"A","value":"b"}]',
                   "--set", "image.pullSecrets={one,two},bookie.updateStrategy=OnDelete"],
+    "backups": ["--set", "config.broker.cold.store=s3://bucket/prefix,config.common.cold.endpoint=https://s3:9000"
+                ",backup.schedule=17 2 * * *,backup.tenant=acme,backup.keysSecret=keys"],
+    "backups with certificates": ["--set", TLS, "--set", CERT_MANAGER, "--set", "auth.enabled=true,backup.tokenSecret=t"
+                                  ",tls.clients.clientCertificates=required,tls.clients.clientCaSecret=ca"
+                                  ",backup.clientSecret=me,backup.schedule=@daily,backup.store=gs://bucket/prefix"],
+    "backups standalone": ["-f", "presets/dev.yaml", "--set", "config.standalone.cold.store=s3://b/p"
+                           ",config.standalone.cold.allow_http=true,backup.schedule=@hourly"],
 }
 
 # What must be refused, and what the refusal says.
@@ -103,6 +110,9 @@ BAD = {
     "a token in the environment": (["--set", "broker.extraEnv[0].name=AQUIFER_TOKEN"], "extraEnv"),
     "an external listener without names": (["--set", "broker.external.enabled=true"], "broker.external.domain"),
     "the default listener twice": (["--set", "broker.external.listener=default"], "listener"),
+    "backups to nowhere": (["--set", "backup.schedule=@daily"], "backup.store"),
+    "a schedule that is not one": (["--set", "backup.schedule=now"], "backup/schedule"),
+    "a secret in the place of backups": (["--set", "backup.schedule=@daily,backup.store=s3://k:s@b"], "backup/store"),
     "Kubernetes 1.29": (["--kube-version", "1.29.0"], "kubeVersion"),
 }
 
@@ -125,6 +135,9 @@ def pods(documents):
         spec = document.get("spec", {})
         if document["kind"] == "Pod":
             yield document, document["metadata"], spec
+        elif document["kind"] == "CronJob":
+            template = spec["jobTemplate"]["spec"]["template"]
+            yield document, template["metadata"], template["spec"]
         elif "template" in spec:
             yield document, spec["template"]["metadata"], spec["template"]["spec"]
 

@@ -81,6 +81,8 @@ pub struct DyingObject {
     pub claimed: Revision,
     /// The revision at which it died: no record names it since.
     pub died: Revision,
+    /// Another object took its place, of which there are notes beside it.
+    pub replaced: bool,
 }
 
 impl PlannedObject {
@@ -153,6 +155,7 @@ impl PlannedObject {
             until_ms: deadline.saturating_add(LATE_MAX_MS),
             claimed: Revision(0),
             died: Revision(0),
+            replaced: false,
         }
     }
 }
@@ -170,6 +173,7 @@ impl DyingObject {
             claimed: object.claimed,
             // As soon as it is written.
             died: Revision(0),
+            replaced: false,
         }
     }
 
@@ -186,6 +190,7 @@ impl DyingObject {
             upload_id: self.upload_id.clone(),
             until_ms: self.until_ms,
             claimed_revision: self.claimed.0,
+            replaced: self.replaced,
         });
         Operation::Put {
             key: keys::dying_object(self.attempt),
@@ -209,6 +214,7 @@ impl DyingObject {
             until_ms: record.until_ms,
             claimed: Revision(record.claimed_revision),
             died: stored.revision,
+            replaced: record.replaced,
         })
     }
 }

@@ -58,6 +58,24 @@ pub struct StoredObject {
     pub is_damaged: bool,
 }
 
+impl StoredObject {
+    /// As records have it.
+    #[must_use]
+    pub fn to_record(&self) -> v1::StoredObject {
+        v1::StoredObject {
+            location: self.location,
+            name: self.name.clone(),
+            section: self.section,
+            size_bytes: self.size_bytes,
+            checksum: self.checksum,
+            stored_ms: self.stored_ms,
+            index_offset: self.index_offset,
+            claimed_revision: self.claimed.0,
+            damaged: self.is_damaged,
+        }
+    }
+}
+
 /// What becomes of the copies at bookies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Copies {
@@ -210,17 +228,7 @@ impl Offload {
         };
         v1::OffloadRecord {
             attempt,
-            object: Some(v1::StoredObject {
-                location: object.location,
-                name: object.name.clone(),
-                section: object.section,
-                size_bytes: object.size_bytes,
-                checksum: object.checksum,
-                stored_ms: object.stored_ms,
-                index_offset: object.index_offset,
-                claimed_revision: object.claimed.0,
-                damaged: object.is_damaged,
-            }),
+            object: Some(object.to_record()),
             copies: copies.into(),
         }
     }

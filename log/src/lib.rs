@@ -44,6 +44,7 @@ mod tests;
 mod topic_log;
 mod trim;
 mod types;
+mod window;
 
 pub use probe::Fence;
 pub use read::ReadPoint;

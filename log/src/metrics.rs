@@ -181,7 +181,10 @@ impl LogMetrics {
                 })
                 .build();
         }
-        let counters: [(&'static str, Figure); 2] = [
+        let counters: [(&'static str, Figure); 3] = [
+            ("aquifer_log_object_hedged_reads_total", |tier, _| {
+                tier.cache.hedged()
+            }),
             ("aquifer_log_object_cache_hits_total", |tier, _| {
                 tier.cache.lookups().0
             }),

@@ -16,7 +16,6 @@ use aquifer_ledger::reader::Wanted;
 use aquifer_model::entry::{EntryData, EntryError, EntryHead, HEAD_BYTES_MAX};
 use aquifer_model::id::{EntryId, Index};
 use aquifer_model::storage::StoredEntry;
-use aquifer_runtime::budget::BytePermit;
 use bytes::Bytes;
 
 use crate::context::LogContext;
@@ -25,11 +24,7 @@ use crate::ranges::{Begin, Fetching, Plan, Range, RangeIndex, ReaderSeat};
 use crate::source::read_stored;
 use crate::state::{LogInner, Segment};
 use crate::types::{LogEntry, Place, ReadLimits};
-
-/// Most entries of one fetch: small ones cost more than their bytes.
-const FETCH_ENTRIES_MAX: usize = 16 * 1024;
-/// Fetches of one reader on their way at once: while one waits for the disk, another computes.
-const FETCHES_MAX: usize = 2;
+use crate::window::{FETCH_ENTRIES_MAX, Window};
 
 /// Where a reader is. It remembers the entry, so that reading on needs no search, and holds what
 /// was read ahead: keep one per reader and hand it to every read.
@@ -45,6 +40,8 @@ pub struct ReadPoint {
     seat: Option<ReaderSeat>,
     /// A head was longer than what is usually read of an entry for it: longer ones may follow.
     pub(super) has_long_heads: bool,
+    /// How often it has waited for a range of an object since it last paused.
+    waits: u8,
 }
 
 impl From<Index> for ReadPoint {
@@ -55,6 +52,7 @@ impl From<Index> for ReadPoint {
             ranges: VecDeque::new(),
             seat: None,
             has_long_heads: false,
+            waits: 0,
         }
     }
 }
@@ -63,6 +61,7 @@ impl ReadPoint {
     /// Forgets what was read ahead, and with it the memory: for a reader that pauses.
     pub fn release(&mut self) {
         let held = std::mem::take(&mut self.ranges);
+        self.waits = 0;
         if let Some(seat) = self.seat.take() {
             seat.leave(held);
         }
@@ -248,7 +247,11 @@ impl LogInner {
 
     /// Waits for the fetch ahead that has what is wanted, if there is one.
     async fn await_fetch(&self, at: &mut ReadPoint, limits: ReadLimits) -> Option<Vec<LogEntry>> {
-        let range = at.on_its_way(self.known_place(at))?;
+        let known = self.known_place(at);
+        let range = at.on_its_way(known)?;
+        if let Some(place) = known {
+            at.waits = self.waited_for(place.ledger, at.waits);
+        }
         // It stays with the reader: a caller that gives up here finds it again. A failed fetch
         // ahead is tried again, where its error is the reader's.
         range.wait().await.ok()?;
@@ -274,9 +277,12 @@ impl LogInner {
                 Err(error) => return Err(error),
             }
             let found = at.take_ahead(limits);
-            if !found.is_empty() {
+            if let Some(first) = found.first() {
                 at.advance(&found);
-                self.fetch_ahead(at);
+                // A jump into an object may be for this one place only: requests cost money.
+                if known.is_some() || !self.is_in_object(first.ledger) {
+                    self.fetch_ahead(at);
+                }
                 return Ok(found);
             }
             // A range that was joined may end earlier than it was planned; then this reader goes on
@@ -305,9 +311,12 @@ impl LogInner {
         }
         let (range, plan) = match known {
             Some((first, segment)) => {
-                let permit = self.ctx.cache.take_read_ahead(self.fetch_bytes_max());
+                let usual = self.usual_window();
+                let permit = self.ctx.cache.take_read_ahead(usual.bytes_max());
                 let plan = match permit {
-                    Some(permit) => self.plan_ahead(first.entry, &segment, permit),
+                    Some(permit) => {
+                        self.plan_ahead(first.entry, &segment, (permit, usual.range_bytes))
+                    }
                     None => self.plan(first.entry, &segment, limits.bytes_max),
                 };
                 self.ranges.join_or_begin(first, plan)
@@ -333,7 +342,6 @@ impl LogInner {
     /// have ahead, the tail does not have them, and there is room.
     fn fetch_ahead(&self, at: &mut ReadPoint) {
         at.take_seat(&self.ranges);
-        let range_bytes = self.ctx.settings.read_ahead_range_bytes;
         let held = std::mem::take(&mut at.ranges);
         let (mut bytes, mut fetches, mut after) = (0, 0, at.next);
         let mut held_ahead = held.iter().peekable();
@@ -352,12 +360,14 @@ impl LogInner {
                     return;
                 }
                 Some(range) if self.continues(range, place) => Some(Arc::clone(range)),
-                _ if fetches >= FETCHES_MAX
-                    || bytes + fetches * range_bytes >= FETCHES_MAX * range_bytes =>
-                {
-                    None
+                _ => {
+                    let window = self.window(place.ledger, at.waits);
+                    let is_full = window.is_full(bytes, fetches);
+                    match is_full {
+                        true => None,
+                        false => self.join_or_fetch_ahead(place, window),
+                    }
                 }
-                _ => self.join_or_fetch_ahead(place),
             };
             let Some(range) = next else { return };
             match range.loaded() {
@@ -377,7 +387,7 @@ impl LogInner {
     }
 
     /// The next range; none if the tail has it, or it does not exist, or there is no room.
-    fn join_or_fetch_ahead(&self, place: Place) -> Option<Arc<Range>> {
+    fn join_or_fetch_ahead(&self, place: Place, window: Window) -> Option<Arc<Range>> {
         let (first, segment) = self.resolve_place(place)?;
         let in_tail = |tail| (first.ledger, first.entry) >= tail;
         if self.tail.first_entry().is_some_and(in_tail) {
@@ -387,8 +397,8 @@ impl LogInner {
             // Readers wait for the others, and hold no more than one each.
             return range.is_counted().then_some(range);
         }
-        let permit = self.ctx.cache.try_read_ahead(self.fetch_bytes_max())?;
-        let plan = self.plan_ahead(first.entry, &segment, permit);
+        let room = self.take_ahead(window)?;
+        let plan = self.plan_ahead(first.entry, &segment, room);
         let (range, plan) = self.ranges.join_or_begin(first, plan);
         if let Some(plan) = plan {
             self.start_fetch(Arc::clone(&range), plan);
@@ -396,24 +406,8 @@ impl LogInner {
         Some(range)
     }
 
-    /// Some room for entries that are larger than usual: a fetch that ends early leaves a gap.
-    fn fetch_bytes_max(&self) -> usize {
-        let range = self.ctx.settings.read_ahead_range_bytes;
-        range + range / 8
-    }
-
-    /// A fetch of one large range.
-    fn plan_ahead(&self, first: EntryId, segment: &Segment, permit: BytePermit) -> Plan {
-        let range = self.ctx.settings.read_ahead_range_bytes;
-        Plan {
-            bytes_max: self.fetch_bytes_max(),
-            permit: Some(permit),
-            ..self.plan(first, segment, range)
-        }
-    }
-
     /// A fetch of as many entries as `bytes_max` most likely holds.
-    fn plan(&self, first: EntryId, segment: &Segment, bytes_max: usize) -> Plan {
+    pub(crate) fn plan(&self, first: EntryId, segment: &Segment, bytes_max: usize) -> Plan {
         let usual = (segment.bytes / segment.entries.max(1)).max(1);
         let left = segment.entries.saturating_sub(first.0);
         let entries = (bytes_max as u64 / usual).clamp(1, left.max(1));
@@ -450,9 +444,16 @@ impl LogInner {
         };
         let (first, segment) = self.resolved(first)?;
         let last = segment.last_entry().unwrap_or(first.entry);
+        // No more than was planned: what is behind is another fetch's.
+        let planned = EntryId(
+            first
+                .entry
+                .0
+                .saturating_add((entries_max as u64).saturating_sub(1)),
+        );
         let wanted = Wanted {
             first: first.entry,
-            last,
+            last: last.min(planned),
             bytes_max,
             entries_max,
             prefix_bytes: None,

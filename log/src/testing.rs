@@ -108,7 +108,7 @@ pub fn over_cold_with(
     let sources = (Arc::clone(&ledgers.clock), Arc::clone(&ledgers.rng));
     let metadata = Arc::clone(&ledgers.store);
     let locations = Locations::new(metadata, sources, cluster, "mem://1", Box::new(opener));
-    let cache = ObjectCache::new(CacheBytes::default());
+    let cache = ObjectCache::new(CacheBytes::default(), Arc::clone(&ledgers.clock));
     let worker = BrokerId(ledgers.rng.id16());
     let tier = ColdTier::new(
         locations,

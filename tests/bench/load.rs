@@ -31,6 +31,7 @@ pub struct Load {
     topic: Option<String>,
     topics: Option<usize>,
     consumers: usize,
+    message_bytes: u32,
 }
 
 /// Latencies in microseconds.
@@ -98,6 +99,7 @@ impl Load {
             topic: None,
             topics: None,
             consumers: 1,
+            message_bytes: MESSAGE_BYTES,
         }
     }
 
@@ -116,6 +118,12 @@ impl Load {
     /// At that many messages a second.
     pub fn rate(mut self, rate: f64) -> Load {
         self.rate = Some(rate);
+        self
+    }
+
+    /// With payloads of that many bytes.
+    pub fn size(mut self, bytes: u32) -> Load {
+        self.message_bytes = bytes;
         self
     }
 
@@ -155,7 +163,7 @@ impl Load {
 
     fn words(&self, command: &str) -> Vec<String> {
         let mut words = vec![command.to_owned(), format!("--url={}", self.url)];
-        words.push(format!("--size={MESSAGE_BYTES}"));
+        words.push(format!("--size={}", self.message_bytes));
         words.push(format!("--window={}", self.window));
         words.push(match self.until {
             Until::Count(count) => format!("--count={count}"),

@@ -11,6 +11,7 @@ mod latency;
 mod limits;
 mod load;
 mod memory;
+mod objects;
 mod row;
 mod server;
 mod table;
@@ -80,10 +81,14 @@ enum Part {
     IdleMemory,
     Cluster,
     Cold,
+    Objects,
+    PublishBesideOffload,
+    ManyObjects,
 }
 
-/// In this order: quiet ones first, and the one that restarts the server last.
-const PARTS: [(Part, &str); 14] = [
+/// In this order: quiet ones first, then the one that restarts the server, then those with servers
+/// of their own.
+const PARTS: [(Part, &str); 17] = [
     (Part::Start, "start"),
     (Part::Latency, "latency"),
     (Part::Publish, "publish"),
@@ -98,6 +103,9 @@ const PARTS: [(Part, &str); 14] = [
     (Part::IdleMemory, "idle-memory"),
     (Part::Cluster, "cluster"),
     (Part::Cold, "cold"),
+    (Part::Objects, "objects"),
+    (Part::PublishBesideOffload, "objects-publish"),
+    (Part::ManyObjects, "objects-many"),
 ];
 
 #[tokio::main]
@@ -173,6 +181,9 @@ impl Suite {
             Part::IdleMemory => self.idle_memory().await,
             Part::Cluster => self.cluster().await,
             Part::Cold => self.cold_catch_up().await,
+            Part::Objects => self.objects().await,
+            Part::PublishBesideOffload => self.publish_beside_offload().await,
+            Part::ManyObjects => self.many_objects().await,
         }
     }
 

@@ -26,9 +26,17 @@ impl Measured {
     /// # Errors
     /// When it does not become ready; the error has the end of its log.
     pub async fn start(data_dir: &Path) -> Result<Measured> {
+        Measured::start_with(data_dir, ServerOptions::default()).await
+    }
+
+    /// The same with further arguments.
+    ///
+    /// # Errors
+    /// As [`Measured::start`].
+    pub async fn start_with(data_dir: &Path, options: ServerOptions) -> Result<Measured> {
         // So that a build of the binary is not measured.
         binary();
-        let server = Server::prepare(data_dir, ServerOptions::default()).await?;
+        let server = Server::prepare(data_dir, options).await?;
         let mut measured = Measured {
             server,
             start_ms: 0.0,
@@ -48,6 +56,11 @@ impl Measured {
     /// Where clients connect.
     pub fn url(&self) -> String {
         self.server.url()
+    }
+
+    /// Where its metrics are.
+    pub fn http(&self) -> String {
+        self.server.http()
     }
 
     /// A client.

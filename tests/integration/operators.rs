@@ -7,6 +7,7 @@ mod decommission;
 mod garbage;
 mod ledgers;
 mod limbo;
+mod node_loss;
 mod whole;
 
 use std::fs;

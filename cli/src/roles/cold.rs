@@ -154,11 +154,12 @@ impl ColdConfig {
         });
         let sources = (Arc::clone(&seams.clock), Arc::clone(&seams.rng));
         let locations = Locations::new(metadata, sources, cluster, &self.place.store, opener);
-        let cache = ObjectCache::new(CacheBytes {
+        let bytes = CacheBytes {
             indexes: self.index_cache_bytes_max,
             blocks: self.block_cache_bytes_max,
             reads: self.read_bytes_max,
-        });
+        };
+        let cache = ObjectCache::new(bytes, Arc::clone(&seams.clock));
         let is_local = self.place.store.starts_with("file:");
         let settings = OffloadSettings {
             policy: OffloadPolicy {

@@ -29,6 +29,8 @@ pub enum Kind {
     Root,
     /// Items.
     Part,
+    /// A note of an object that took the place of another; the id is the other's.
+    Replaced,
 }
 
 impl Kind {
@@ -36,6 +38,7 @@ impl Kind {
         match self {
             Kind::Root => 1,
             Kind::Part => 2,
+            Kind::Replaced => 3,
         }
     }
 }

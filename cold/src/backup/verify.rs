@@ -15,6 +15,7 @@ use crate::error::{ColdError, ColdResult};
 use crate::format::Expected;
 use crate::location::PlaceOfObjects;
 use crate::object;
+use crate::replaced::Replaced;
 use crate::store::ColdStore;
 
 /// Objects of one request for a listing.
@@ -44,6 +45,8 @@ pub struct Verified {
 /// An object as a record of a ledger describes it.
 struct Named {
     topic: String,
+    /// That of the object that took its place, if it was damaged since.
+    name: String,
     size: u64,
     expected: Expected,
 }
@@ -65,6 +68,7 @@ pub async fn verify(
 ) -> ColdResult<Verified> {
     let backup = id_of(root).map_err(|reason| damaged("root", reason))?;
     let mut found = Verified::default();
+    let replaced = Replaced::list(store, &root.cluster).await?;
     let mut places: BTreeMap<LocationId, PlaceOfObjects> = BTreeMap::new();
     let mut named: BTreeMap<(LocationId, String), Named> = BTreeMap::new();
     for entry in &lists.topics {
@@ -87,7 +91,12 @@ pub async fn verify(
             places.insert(place.id, place.clone());
         }
         for ledger in &parts.ledgers {
-            let (key, object) = named_by(&entry.topic, &parts, ledger)?;
+            let (key, _) = named_by(&entry.topic, &parts, ledger)?;
+            let mut now = ledger.clone();
+            if let Some(record) = &mut now.ledger {
+                replaced.apply(store, record).await?;
+            }
+            let (_, object) = named_by(&entry.topic, &parts, &now)?;
             named.insert(key, object);
         }
     }
@@ -168,6 +177,7 @@ fn named_by(
     };
     let named = Named {
         topic: topic.to_owned(),
+        name: object.name.clone(),
         size: object.size_bytes,
         expected,
     };
@@ -186,7 +196,7 @@ async fn look(
         let store = open(place)?;
         let wanted = || {
             let of_place = named.iter().filter(move |((at, _), _)| at == id);
-            of_place.map(|((_, name), object)| (name, object))
+            of_place.map(|(_, object)| (&object.name, object))
         };
         let mut sizes: BTreeMap<String, u64> = BTreeMap::new();
         for directory in wanted()

@@ -178,6 +178,19 @@ impl Block {
         self.raw.len() + self.starts.len() * 4 + size_of::<Block>()
     }
 
+    /// The same with memory of its own, where it shares what it was read with.
+    #[must_use]
+    pub fn alone(&self) -> Block {
+        Block {
+            head: self.head,
+            raw: match self.head.codec {
+                Codec::Raw => Bytes::copy_from_slice(&self.raw),
+                Codec::Zstd => self.raw.clone(),
+            },
+            starts: self.starts.clone(),
+        }
+    }
+
     /// Its first entry and the one behind its last.
     #[must_use]
     pub fn span(&self) -> (EntryId, EntryId) {

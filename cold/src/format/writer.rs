@@ -208,8 +208,11 @@ impl ObjectWriter {
         if bytes == 0 || self.out.len() < bytes {
             return None;
         }
-        let rest = self.out.split_off(bytes);
-        Some(std::mem::replace(&mut self.out, rest).into())
+        // As large as the next part will be: growing into it would copy it once more.
+        let mut next = Vec::with_capacity(self.out.len());
+        next.extend_from_slice(&self.out[bytes..]);
+        self.out.truncate(bytes);
+        Some(std::mem::replace(&mut self.out, next).into())
     }
 
     /// Bytes of the object that were not taken yet.

@@ -18,6 +18,7 @@ fn object(claimed: u64, died: u64) -> DyingObject {
         until_ms: 0,
         claimed: Revision(claimed),
         died: Revision(died),
+        replaced: false,
     }
 }
 

@@ -210,6 +210,7 @@ pub async fn condemn(store: &dyn MetadataStore, orphan: &Orphan) -> Result<bool,
         until_ms: 0,
         claimed: Revision(0),
         died: Revision(0),
+        replaced: false,
     };
     let transaction = Transaction {
         partition: orphan.home.clone(),

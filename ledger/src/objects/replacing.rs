@@ -8,6 +8,9 @@
 //! give up: − oc/B + od/B                  (as for every attempt; the ledger is not touched)
 //! ```
 //!
+//! Backups that name A find B by a note in the store, which is written before the ledger names B, and
+//! keep B as they keep A: B counts as old as A.
+//!
 //! The ledger names A until B was read back, so nothing changes for readers meanwhile. A commit
 //! needs `oc/B` as it was read: of an attempt that the reaper has given up nothing becomes known.
 
@@ -92,6 +95,11 @@ pub async fn replace(
             let (ledger, attempt) = (planned.ledger, planned.attempt);
             let missing = || LedgerError::BadRecord(ledger.0, "the record is missing".to_owned());
             let info = LedgerInfo::decode(ledger, &stored.ok_or_else(missing)?)?;
+            let mut object = object;
+            if let Some(Offload::Stored { object: old, .. }) = &info.offload {
+                // A backup that names the damaged object keeps this one too.
+                object.claimed = object.claimed.min(old.claimed);
+            }
             let step = OffloadStep::Replace { damaged, object };
             let Some(next) = info.offloaded(attempt, &step)? else {
                 return Ok(Change::none(()));
@@ -99,7 +107,11 @@ pub async fn replace(
             let Some(Offload::Stored { object: old, .. }) = &info.offload else {
                 return Err(info.superseded(attempt, "replace the object of").into());
             };
-            let condemned = DyingObject::of(&info, damaged, old).put();
+            let condemned = DyingObject {
+                replaced: true,
+                ..DyingObject::of(&info, damaged, old)
+            };
+            let condemned = condemned.put();
             let key = keys::upload(attempt);
             let Some(claim) = store.get(&key).await? else {
                 let given_up = "the attempt to replace its object was given up".to_owned();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use aquifer_cold::backup::{self, TopicParts};
 use aquifer_cold::location::PlaceOfObjects;
+use aquifer_cold::replaced::Replaced;
 use aquifer_ledger::ledger_metadata::{LedgerInfo, LedgerState};
 use aquifer_ledger::offload::Offload;
 use aquifer_metadata::keys;
@@ -49,7 +50,12 @@ pub async fn read_topic(
     let (marker, store) = locations.visit(url, owner).await.map_err(of_store)?;
     let topic = wanted.topic.to_string();
     let read = backup::read_topic(&*store, owner, wanted.backup, &topic, &wanted.files).await;
-    let parts = read.map_err(of_store)?;
+    let mut parts = read.map_err(of_store)?;
+    let replaced = Replaced::list(&*store, owner).await.map_err(of_store)?;
+    for ledger in parts.ledgers.iter_mut().filter_map(|l| l.ledger.as_mut()) {
+        let applied = replaced.apply(&*store, ledger).await;
+        applied.map_err(of_store)?;
+    }
     let mut numbers = BTreeMap::new();
     for (number, place) in &parts.places {
         // The place of the backup itself is where it was found now.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_cold::location::Location;
+use aquifer_cold::replaced;
 use aquifer_ledger::holds::{self, Hold};
 use aquifer_ledger::objects::{self, Dying, DyingObject, PlannedObject};
 use aquifer_model::id::BrokerId;
@@ -158,6 +159,10 @@ async fn delete(
     store.delete(&dying.name).await.map_err(of_store)?;
     if dying.until_ms > ctx.ledgers.clock.wall_ms() {
         return Ok(false);
+    }
+    if dying.replaced {
+        let forgotten = replaced::forget(&**store, &location.owner, dying.attempt).await;
+        forgotten.map_err(of_store)?;
     }
     objects::forget(&*ctx.ledgers.store, dying).await?;
     tracing::debug!(object = dying.name, "object deleted");

@@ -11,7 +11,8 @@ use aquifer_cold::format::writer::ObjectSpec;
 use aquifer_cold::format::{Compression, Expected};
 use aquifer_cold::location::Location;
 use aquifer_cold::object::{name_of, verify};
-use aquifer_cold::upload::{ObjectUpload, part_bytes};
+use aquifer_cold::replaced;
+use aquifer_cold::upload::{ObjectUpload, PARTS_SENDING_MAX, part_bytes};
 use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
 use aquifer_ledger::objects::{self, PlannedObject, replacing};
 use aquifer_ledger::offload::{Offload, StoredObject};
@@ -33,9 +34,11 @@ use crate::record::TopicRecordCell;
 const READ_ENTRIES_MAX: usize = 16 * 1024;
 /// Reads of the same entries, while repair changes where they are.
 const READS_MAX: u32 = 3;
-/// Parts that an attempt has in memory: one that is being filled, one that is being sent, and
-/// copies of what goes into them.
-const PARTS_IN_MEMORY: usize = 3;
+/// Bytes that are checked, compressed and copied before other tasks have a turn.
+const ADDED_AT_ONCE: usize = 512 << 10;
+/// Parts that an attempt has in memory: one that is being filled, and those that are being sent.
+/// Reading everything back afterwards takes no more.
+const PARTS_IN_MEMORY: usize = 1 + PARTS_SENDING_MAX;
 
 /// What became of a ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,10 +117,17 @@ pub(crate) async fn replace_object(
         }
     };
     let object = work.write_in_time(info, origin).await?;
-    if let Err(error) = replacing::replace(store, &work.planned, damaged, object).await {
+    let noted = work.note(damaged, &object).await;
+    let replaced = match noted {
+        Ok(()) => replacing::replace(store, &work.planned, damaged, object)
+            .await
+            .map_err(LogError::from),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = replaced {
         // Given up only where the object is not named: the change may have been made.
         work.give_up().await;
-        return Err(error.into());
+        return Err(error);
     }
     let (ledger, attempt) = (work.planned.ledger, work.planned.attempt);
     tracing::warn!(%ledger, %attempt, %damaged, "damaged object replaced from copies at bookies");
@@ -248,6 +258,14 @@ impl<'a> Attempt<'a> {
         self.tier.left.notify_one();
     }
 
+    /// Tells backups which object takes the place of a damaged one.
+    async fn note(&self, damaged: AttemptId, object: &StoredObject) -> Result<(), LogError> {
+        let (store, cluster) = (&*self.location.store, self.tier.locations.cluster());
+        let replacement = (self.planned.attempt, object.to_record());
+        let noted = replaced::note(store, cluster, damaged, replacement).await;
+        noted.map_err(of_store)
+    }
+
     /// Writes the object and reads all of it back.
     async fn write(&self, info: LedgerInfo, origin: &Origin) -> Result<StoredObject, LogError> {
         let (last_entry, end) = self.end;
@@ -327,15 +345,24 @@ impl<'a> Attempt<'a> {
         mut info: LedgerInfo,
         last: EntryId,
     ) -> Result<(), LogError> {
-        let mut next = EntryId::FIRST;
+        let (mut next, mut added) = (EntryId::FIRST, 0);
         while next <= last {
-            let entries = self.read(&mut info, next, last).await?;
-            let bytes = entries.iter().map(|entry| entry.data.len()).sum();
-            let clock = &*self.ctx.ledgers.clock;
-            self.tier.pace(clock, bytes).await;
+            let read = async {
+                let entries = self.read(&mut info, next, last).await?;
+                let bytes = entries.iter().map(|entry| entry.data.len()).sum();
+                self.tier.pace(&*self.ctx.ledgers.clock, bytes).await;
+                Ok::<_, LogError>(entries)
+            };
+            let entries = upload.while_sending(read).await.map_err(of_store)??;
             for entry in &entries {
                 upload.add(entry).map_err(of_store)?;
                 next = entry.entry.next();
+                added += entry.data.len();
+                if added >= ADDED_AT_ONCE {
+                    added = 0;
+                    let turn = upload.while_sending(tokio::task::yield_now()).await;
+                    turn.map_err(of_store)?;
+                }
                 if !upload.is_full() {
                     continue;
                 }

@@ -105,7 +105,7 @@ async fn cursors(ctx: &Arc<LogContext>) -> Vec<Bytes> {
     bodies(&read_from(&log.unwrap(), Index(0)).await)
 }
 
-fn forget(backup: &Backup) -> ForgetBackup {
+pub(super) fn forget(backup: &Backup) -> ForgetBackup {
     ForgetBackup {
         url: URL.to_owned(),
         backup: Some(backup.id),

@@ -1,5 +1,6 @@
 //! Scrubs: what they find, and that a bad object is replaced while bookies have copies.
 
+use aquifer_cold::store::ColdStore;
 use aquifer_ledger::testing::{Blow, Fuse};
 
 use super::*;
@@ -312,5 +313,34 @@ async fn a_replacement_gives_way_to_what_happens_meanwhile() {
         if !trims {
             world.check_after(&owner, "given way").await;
         }
+    }
+}
+
+/// A backup names the object that was bad later: it has what took its place (I10, H23).
+#[tokio::test(start_paused = true)]
+async fn a_backup_made_before_has_what_took_the_place_of_a_bad_object() {
+    for harm in [flip, lose] {
+        let world = World::new();
+        let owner = world.owner(40).await;
+        let before = owner.read_all().await;
+        let backup = backups::back_up(&owner).await;
+        harm(&world.cold, &world.cold.names()[0]);
+        assert_eq!(scrub_all(&owner.ctx).await.unwrap().replaced, 1);
+        backups::delete(&world, &owner).await;
+        world.reap(&owner).await;
+        let ctx = world.process();
+        backups::restore(&ctx, &backup).await.unwrap();
+        let heir = Owner::open(world.process(), options(10)).await;
+        assert_eq!(heir.read_all().await, before);
+
+        // Without the backup all of it goes with the topic, notes included.
+        let forgotten = crate::backup::forget(&ctx, &backups::forget(&backup));
+        forgotten.await.unwrap();
+        world.reap(&heir).await;
+        assert_eq!(heir.read_all().await, before);
+        backups::delete(&world, &heir).await;
+        assert!(world.cold.names().is_empty(), "{:?}", world.cold.names());
+        let notes = world.cold.list("test/replaced", None, 10).await;
+        assert_eq!(notes, Ok(Vec::new()));
     }
 }
