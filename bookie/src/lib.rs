@@ -40,6 +40,7 @@ mod reserve;
 pub mod scrub;
 mod shared;
 mod store;
+mod trace;
 mod watchers;
 mod workers;
 

@@ -62,6 +62,7 @@ impl LogInner {
             head,
             body: append.body,
             tag: append.tag,
+            trace: append.trace,
             sink: Arc::clone(sink),
             since: now,
             entry: None,

@@ -12,6 +12,7 @@ use aquifer_model::entry::{EntryData, EntryHead};
 use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::policy::{EffectivePolicies, Rollover};
 use aquifer_model::quorum::Quorum;
+use aquifer_model::trace::TraceContext;
 use aquifer_proto::v1;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -157,6 +158,7 @@ pub(crate) struct Pending {
     pub(crate) encoded: Bytes,
     pub(crate) body: Bytes,
     pub(crate) tag: u64,
+    pub(crate) trace: Option<TraceContext>,
     pub(crate) sink: Arc<dyn AppendSink>,
     /// When it was appended, on the monotonic clock.
     pub(crate) since: Duration,
@@ -272,7 +274,7 @@ impl State {
         };
         // A writer that has stopped says so to the owner task, which then decides about this append
         // too.
-        let Some(entry) = current.writer.enqueue(data) else {
+        let Some(entry) = current.writer.enqueue(data, pending.trace) else {
             return false;
         };
         pending.entry = Some(entry);

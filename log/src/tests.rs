@@ -129,6 +129,7 @@ impl Owner {
             flags: EntryFlags::default(),
             extensions: Extensions::default(),
             tag,
+            trace: None,
         };
         self.log.append(append, &self.sink)
     }
@@ -264,6 +265,7 @@ async fn outcomes_are_never_told_inside_append() {
             extensions: Extensions::default(),
             body: body(tag),
             tag,
+            trace: None,
         };
         owner.log.append(append, &sink).unwrap();
         drop(held);
@@ -413,6 +415,7 @@ async fn the_cursor_log_keeps_its_end_when_everything_is_trimmed() {
             extensions: Extensions::default(),
             body: body(round),
             tag: round,
+            trace: None,
         };
         log.append(append, &owner.sink).unwrap();
         owner

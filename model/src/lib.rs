@@ -27,3 +27,4 @@ pub mod stats;
 pub mod storage;
 pub mod subscription;
 pub mod topic;
+pub mod trace;

@@ -8,17 +8,19 @@
 
 mod format;
 mod process;
+pub mod trace;
 pub mod zero;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Meter, MeterProvider};
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use parking_lot::Mutex;
 use prometheus::{Registry, TextEncoder};
 use serde::{Deserialize, Serialize};
@@ -55,6 +57,9 @@ pub struct TelemetryConfig {
     pub log_filter: String,
     /// Where traces go, for example `http://127.0.0.1:4317`; nowhere without it.
     pub otlp_endpoint: Option<String>,
+    /// One of this many requests that come without a trace begins one; 0: no request does. What
+    /// comes with a trace follows its caller.
+    pub trace_one_in: u32,
     /// The name of this process in traces.
     pub service_name: String,
 }
@@ -65,6 +70,7 @@ impl Default for TelemetryConfig {
             log_format: LogFormat::Text,
             log_filter: "info".to_owned(),
             otlp_endpoint: None,
+            trace_one_in: 1,
             service_name: "aquifer".to_owned(),
         }
     }
@@ -92,6 +98,8 @@ impl Telemetry {
         let filter = filter(&config.log_filter)?;
         let resource = Resource::builder()
             .with_service_name(config.service_name.clone())
+            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+            .with_attribute(KeyValue::new("process.pid", i64::from(std::process::id())))
             .build();
         let traces = tracer_provider(config, resource.clone())?;
         let (registry, meters) = meter_provider(resource)?;
@@ -194,7 +202,14 @@ fn tracer_provider(
     config: &TelemetryConfig,
     resource: Resource,
 ) -> Result<SdkTracerProvider, TelemetryError> {
-    let builder = SdkTracerProvider::builder().with_resource(resource);
+    let of_roots = match config.trace_one_in {
+        0 => Sampler::AlwaysOff,
+        1 => Sampler::AlwaysOn,
+        every => Sampler::TraceIdRatioBased(1.0 / f64::from(every)),
+    };
+    let builder = SdkTracerProvider::builder()
+        .with_sampler(Sampler::ParentBased(Box::new(of_roots)))
+        .with_resource(resource);
     let Some(endpoint) = &config.otlp_endpoint else {
         // Without an exporter spans still get ids, which is what the logs need.
         return Ok(builder.build());
@@ -227,29 +242,30 @@ fn meter_provider(resource: Resource) -> Result<(Registry, SdkMeterProvider), Te
     Ok((registry, meters))
 }
 
-/// What is logged. Who quiets a process does not mean its record of who did what.
+/// What is logged. Who quiets a process does not mean its record of who did what, nor the spans of
+/// single messages.
 fn filter(given: &str) -> Result<EnvFilter, TelemetryError> {
     let wrong = |message: String| TelemetryError::Filter {
         given: given.to_owned(),
         message,
     };
     let filter = EnvFilter::try_new(given).map_err(|error| wrong(error.to_string()))?;
-    let names_audit = |pair: &str| {
+    let named = |pair: &str| {
         let target = pair.split(['=', '[']).next().unwrap_or_default();
-        target.trim() == AUDIT_TARGET
+        target.trim().to_owned()
     };
-    if given.split(',').any(names_audit) {
-        return Ok(filter);
-    }
-    let audit = format!("{AUDIT_TARGET}=info").parse();
-    let audit = audit.map_err(|error: ParseError| wrong(error.to_string()))?;
-    Ok(filter.add_directive(audit))
+    let named: Vec<String> = given.split(',').map(named).collect();
+    let added = [AUDIT_TARGET, trace::TARGET].into_iter();
+    let mut added = added.filter(|target| !named.iter().any(|name| name == target));
+    added.try_fold(filter, |filter, target| {
+        let directive = format!("{target}=info").parse();
+        let directive = directive.map_err(|error: ParseError| wrong(error.to_string()))?;
+        Ok(filter.add_directive(directive))
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use opentelemetry::KeyValue;
-
     use super::*;
 
     #[test]

@@ -301,6 +301,7 @@ impl Cursors {
                 extensions: Extensions::default(),
                 body,
                 tag,
+                trace: None,
             };
             match (self.log.append(append, &self.sink), &mut sent) {
                 (Ok(at), None) => {
