@@ -31,6 +31,8 @@ pub struct Load {
     topic: Option<String>,
     topics: Option<usize>,
     consumers: usize,
+    /// Where spans go, and one of how many messages is traced.
+    traced: Option<(String, u64)>,
 }
 
 /// Latencies in microseconds.
@@ -98,6 +100,7 @@ impl Load {
             topic: None,
             topics: None,
             consumers: 1,
+            traced: None,
         }
     }
 
@@ -116,6 +119,12 @@ impl Load {
     /// At that many messages a second.
     pub fn rate(mut self, rate: f64) -> Load {
         self.rate = Some(rate);
+        self
+    }
+
+    /// With one of this many messages traced, whose spans go to a collector.
+    pub fn traced(mut self, endpoint: &str, one_in: u64) -> Load {
+        self.traced = Some((endpoint.to_owned(), one_in));
         self
     }
 
@@ -164,6 +173,10 @@ impl Load {
         words.extend(self.rate.map(|rate| format!("--rate={rate}")));
         words.extend(self.topic.as_ref().map(|topic| format!("--topic={topic}")));
         words.extend(self.topics.map(|topics| format!("--topics={topics}")));
+        if let Some((endpoint, one_in)) = &self.traced {
+            words.push(format!("--otlp-endpoint={endpoint}"));
+            words.push(format!("--trace-one-in={one_in}"));
+        }
         if self.consumers > 1 {
             words.push(format!("--consumers={}", self.consumers));
         }

@@ -11,6 +11,7 @@ mod latency;
 mod limits;
 mod load;
 mod memory;
+mod observed;
 mod row;
 mod server;
 mod table;
@@ -79,11 +80,12 @@ enum Part {
     Stalled,
     IdleMemory,
     Cluster,
+    Observed,
     Cold,
 }
 
 /// In this order: quiet ones first, and the one that restarts the server last.
-const PARTS: [(Part, &str); 14] = [
+const PARTS: [(Part, &str); 15] = [
     (Part::Start, "start"),
     (Part::Latency, "latency"),
     (Part::Publish, "publish"),
@@ -97,6 +99,7 @@ const PARTS: [(Part, &str); 14] = [
     (Part::Stalled, "stalled"),
     (Part::IdleMemory, "idle-memory"),
     (Part::Cluster, "cluster"),
+    (Part::Observed, "observed"),
     (Part::Cold, "cold"),
 ];
 
@@ -172,6 +175,7 @@ impl Suite {
             Part::Stalled => self.stalled_consumer().await,
             Part::IdleMemory => self.idle_memory().await,
             Part::Cluster => self.cluster().await,
+            Part::Observed => self.observed().await,
             Part::Cold => self.cold_catch_up().await,
         }
     }

@@ -26,9 +26,17 @@ impl Measured {
     /// # Errors
     /// When it does not become ready; the error has the end of its log.
     pub async fn start(data_dir: &Path) -> Result<Measured> {
+        Measured::start_with(data_dir, ServerOptions::default()).await
+    }
+
+    /// The same with options.
+    ///
+    /// # Errors
+    /// When it does not become ready; the error has the end of its log.
+    pub async fn start_with(data_dir: &Path, options: ServerOptions) -> Result<Measured> {
         // So that a build of the binary is not measured.
         binary();
-        let server = Server::prepare(data_dir, ServerOptions::default()).await?;
+        let server = Server::prepare(data_dir, options).await?;
         let mut measured = Measured {
             server,
             start_ms: 0.0,
@@ -82,6 +90,11 @@ impl Measured {
     /// When it has ended.
     pub fn usage(&self) -> Result<Usage> {
         usage(self.server.id()?)
+    }
+
+    /// Where it answers health checks and metrics.
+    pub fn http(&self) -> String {
+        self.server.http()
     }
 
     /// The sum of a metric over all its labels; 0 for a counter that has not counted yet.
