@@ -6,6 +6,7 @@
 //! run in one process. An instrument appears in the text under exactly the name it was given:
 //! units and `_total` are part of the names we choose.
 
+mod events;
 mod format;
 mod process;
 pub mod trace;
@@ -103,6 +104,7 @@ impl Telemetry {
             .build();
         let traces = tracer_provider(config, resource.clone())?;
         let (registry, meters) = meter_provider(resource)?;
+        let events = events::CountedEvents::default();
         let span_layer = tracing_opentelemetry::layer()
             .with_tracer(traces.tracer("aquifer"))
             .with_location(false)
@@ -125,10 +127,13 @@ impl Telemetry {
             .with(filter)
             .with(span_layer)
             .with(log_layer)
+            .with(events.clone())
             .try_init()
             .map_err(|_| TelemetryError::AlreadyStarted)?;
         let telemetry = Telemetry::from_parts(registry, meters, Some(traces));
         process::register(&telemetry.meter("aquifer_process"));
+        process::register_runtime(&telemetry.meter("aquifer_runtime"));
+        events.register(&telemetry.meter("aquifer_process"));
         Ok(telemetry)
     }
 
@@ -352,7 +357,41 @@ mod tests {
         assert!(value("aquifer_process_resident_bytes ") > 100_000.0);
         assert!(value("aquifer_process_cpu_seconds_total ") > 0.0);
         assert!(value("aquifer_process_open_fds ") >= 3.0);
+        assert!(value("aquifer_process_max_fds ") >= value("aquifer_process_open_fds "));
+        assert!(text.contains("aquifer_build_info{version="), "{text}");
         assert!(resident_bytes().unwrap() > 100_000);
+    }
+
+    #[tokio::test]
+    async fn the_runtime_is_observed() {
+        let telemetry = Telemetry::for_tests();
+        process::register_runtime(&telemetry.meter("runtime"));
+        let text = telemetry.render_metrics();
+        assert!(text.contains("aquifer_runtime_workers 1"), "{text}");
+        for name in ["tasks", "queued_tasks", "busy_seconds_total"] {
+            let line = format!("\naquifer_runtime_{name} ");
+            assert!(text.contains(&line), "{name}: {text}");
+        }
+    }
+
+    #[test]
+    fn warnings_and_errors_are_counted() {
+        let (telemetry, events) = (Telemetry::for_tests(), events::CountedEvents::default());
+        events.register(&telemetry.meter("log"));
+        let subscriber = tracing_subscriber::registry().with(events);
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!("nothing");
+            tracing::warn!("continued");
+            tracing::error!("needs a person");
+            tracing::error!("and another");
+        });
+        let text = telemetry.render_metrics();
+        for line in [
+            "aquifer_process_log_events_total{level=\"warn\"} 1",
+            "aquifer_process_log_events_total{level=\"error\"} 2",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
     }
 
     /// What of these a filter lets pass: a warning, a note, and a line of the audit log.

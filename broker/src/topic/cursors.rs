@@ -114,6 +114,8 @@ struct Group {
     last_tag: u64,
     bytes: u64,
     failed: Option<LogError>,
+    /// When it was begun, on the monotonic clock.
+    began: Duration,
 }
 
 struct Snapshot {
@@ -446,6 +448,7 @@ impl Cursors {
             last_tag: 0,
             bytes: 0,
             failed: None,
+            began: cx.now(),
         };
         let count = records.len() as u64;
         cx.shared.metrics.cursor_records.add(count, &[]);
@@ -502,6 +505,8 @@ impl Cursors {
             }
             return Written::Failed(error);
         }
+        let took = cx.now().saturating_sub(group.began).as_secs_f64();
+        cx.shared.metrics.acknowledge_seconds.record(took, &[]);
         self.pause = RETRY_MIN;
         self.bytes = self.bytes.saturating_add(group.bytes);
         let has_snapshot = group.snapshot.is_some();
