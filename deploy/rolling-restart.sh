@@ -55,17 +55,21 @@ is_ready() { # ROLE HTTP
   esac
 }
 
+# What `cluster check` and the commands beside it are told.
+at=(--metadata "$metadata" --cluster "$cluster")
+
 writable_bookies() {
-  "$aquifer" bookie list --metadata "$metadata" --cluster "$cluster" --output json 2>/dev/null |
-    grep -c '"state":"writable"' || true
+  "$aquifer" bookie list "${at[@]}" --output json 2>/dev/null | grep -c '"state":"writable"' || true
 }
 
-# Every bookie takes entries, no ledger waits for a copy, and nothing needs a person.
-is_whole() {
+# Waits until every bookie takes entries and answers, none is in limbo, no ledger waits for a copy, brokers
+# are there and etcd has a leader.
+wait_until_whole() { # WHEN
   local found
-  found="$("$aquifer" doctor --metadata "$metadata" --cluster "$cluster" 2>/dev/null)" &&
-    ! grep -q 'wait for repair' <<<"$found" &&
-    [ "$(writable_bookies)" -ge "$bookies" ]
+  found="$("$aquifer" cluster check "${at[@]}" --bookies "$bookies" --brokers "$brokers" --wait "${timeout}s" 2>&1)" && return
+  say "stopped: the cluster is not whole $1, within $timeout s" >&2
+  echo "$found" >&2
+  exit 1
 }
 
 wait_for() { # WHAT COMMAND…
@@ -74,7 +78,6 @@ wait_for() { # WHAT COMMAND…
   until "$@"; do
     if [ $((SECONDS - began)) -ge "$timeout" ]; then
       say "stopped: $what, not within $timeout s" >&2
-      "$aquifer" doctor --metadata "$metadata" --cluster "$cluster" >&2 || true
       exit 1
     fi
     sleep 0.2
@@ -87,9 +90,11 @@ is_another() { # ROLE HTTP BEFORE
   [ -n "$now" ] && [ "$now" != "$3" ] && is_ready "$1" "$2"
 }
 
-bookies=0
-wait_for "the cluster is whole before anything is restarted" is_whole
+bookies=0 brokers=0
+wait_until_whole "before anything is restarted"
+# As many must be there again after each restart.
 bookies="$(writable_bookies)"
+brokers="$(grep -cE '^[[:space:]]*broker[[:space:]]' "$inventory" || true)"
 say "$bookies bookies are writable"
 
 count=0
@@ -106,7 +111,7 @@ while read -r role name http command || [ -n "$role" ]; do
   # What the command reads is not the inventory.
   bash -c "$command" </dev/null
   wait_for "$name serves again" is_another "$role" "$http" "$before"
-  wait_for "the cluster is whole after the restart of $name" is_whole
+  wait_until_whole "after the restart of $name"
   say "$role $name restarted in $((SECONDS - began)) s"
   count=$((count + 1))
 done <"$inventory"

@@ -21,6 +21,7 @@ use crate::journal::queue::{Class, Completion, Item};
 use crate::journal::record::{Record, RecordKind, ValueHead};
 use crate::ledger_state::{Decision, Facts, LedgerMeta, LedgerState, Stored};
 use crate::ledgers::{Slot, Waiting};
+use crate::trace;
 
 /// What is left to do after a ledger's lock is released.
 enum After {
@@ -121,6 +122,7 @@ impl Core {
         let (completion, add) = match request.operation {
             OrderedOperation::Add(add) => {
                 let carried = add.last_add_confirmed.filter(|_| change.is_some());
+                let reply = trace::commit(&add, reply);
                 (Completion::Reply(reply, done(lac.max(carried))), Some(add))
             }
             OrderedOperation::Fence | OrderedOperation::Delete => {

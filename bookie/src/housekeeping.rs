@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_runtime::disk::{Disk, RealDisk, SharedDisk};
+use aquifer_runtime::disk::{Disk, DiskSpace, RealDisk, SharedDisk};
 
 use crate::reserve::Reserve;
 use crate::shared::Shared;
@@ -88,30 +88,30 @@ impl Housekeeper {
             .config
             .writable_above_free_bytes
             .saturating_add(bytes);
-        if self.free().is_some_and(|free| free >= enough)
+        if self
+            .room()
+            .is_some_and(|room| room.available_bytes >= enough)
             && let Err(error) = self.reserve.make()
         {
             tracing::debug!(%error, "no room is kept back for a full disk");
         }
     }
 
-    /// What is free on the fuller of the two disks.
-    fn free(&self) -> Option<u64> {
+    /// The room of the fuller of the two disks.
+    fn room(&self) -> Option<DiskSpace> {
         [
             (&self.shared.disk, &self.shared.config.journal_dir),
             (&RealDisk::shared(), &self.shared.config.ledger_dir),
         ]
         .into_iter()
-        .filter_map(|(disk, path): (&SharedDisk, &PathBuf)| {
-            let space = Disk::space(&**disk, path);
-            space.ok().map(|space| space.available_bytes)
-        })
-        .min()
+        .filter_map(|(disk, path): (&SharedDisk, &PathBuf)| Disk::space(&**disk, path).ok())
+        .min_by_key(|space| space.available_bytes)
     }
 
     /// Compares free space with the two marks.
     pub fn look_at_space(&self) {
-        let Some(free) = self.free() else { return };
+        let Some(room) = self.room() else { return };
+        let free = room.available_bytes;
         if free < self.shared.config.read_only_below_free_bytes {
             self.shared.mode.set_full(true);
         } else if free >= self.shared.config.writable_above_free_bytes && self.shared.mode.is_full()
@@ -125,6 +125,7 @@ impl Housekeeper {
         let in_flight = self.shared.bytes_in_flight();
         self.shared.metrics.in_flight_bytes.record(in_flight, &[]);
         self.shared.metrics.free_bytes.record(free, &[]);
+        self.shared.metrics.disk_bytes.record(room.total_bytes, &[]);
         self.shared.metrics.journal_live_bytes.record(live, &[]);
         let writable = self.shared.mode.check().is_ok() && self.shared.mode.check_add().is_ok();
         self.shared

@@ -39,6 +39,7 @@ mod reserve;
 pub mod scrub;
 mod shared;
 mod store;
+mod trace;
 mod wakeup;
 mod watchers;
 mod workers;

@@ -17,6 +17,7 @@ pub struct BookieMetrics {
     refused: Counter<u64>,
     entries_read: Counter<u64>,
     bytes_read: Counter<u64>,
+    read_seconds: Histogram<f64>,
     entries_damaged: Counter<u64>,
     flush_seconds: Histogram<f64>,
     pub(crate) scrubbed_entries: Counter<u64>,
@@ -28,6 +29,7 @@ pub struct BookieMetrics {
     pub(crate) store_bytes: Gauge<u64>,
     pub(crate) removing_bytes: Gauge<u64>,
     pub(crate) free_bytes: Gauge<u64>,
+    pub(crate) disk_bytes: Gauge<u64>,
     pub(crate) writable: Gauge<u64>,
     pub(crate) limbo: Gauge<u64>,
 }
@@ -36,9 +38,14 @@ const SECONDS: &[f64] = &[
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.0,
 ];
 const COMMIT_SECONDS: &str = "aquifer_bookie_journal_commit_seconds";
+const READ_SECONDS: &str = "aquifer_bookie_read_seconds";
 const FLUSH_SECONDS: &str = "aquifer_bookie_store_flush_seconds";
 /// The histograms of this crate.
-pub const HISTOGRAMS: &[zero::Shape] = &[(COMMIT_SECONDS, SECONDS), (FLUSH_SECONDS, SECONDS)];
+pub const HISTOGRAMS: &[zero::Shape] = &[
+    (COMMIT_SECONDS, SECONDS),
+    (READ_SECONDS, SECONDS),
+    (FLUSH_SECONDS, SECONDS),
+];
 /// Why a request is refused.
 const REASONS: [&str; 12] = [
     "absent",
@@ -78,6 +85,7 @@ impl BookieMetrics {
             refused: zero::counter_by(meter, refused, "reason", REASONS),
             entries_read: counter("aquifer_bookie_read_entries_total"),
             bytes_read: counter("aquifer_bookie_read_bytes_total"),
+            read_seconds: seconds(READ_SECONDS),
             entries_damaged: counter("aquifer_bookie_damaged_entries_total"),
             flush_seconds: seconds(FLUSH_SECONDS),
             scrubbed_entries: counter("aquifer_bookie_scrubbed_entries_total"),
@@ -89,6 +97,7 @@ impl BookieMetrics {
             store_bytes: gauge("aquifer_bookie_store_bytes"),
             removing_bytes: gauge("aquifer_bookie_removing_bytes"),
             free_bytes: gauge("aquifer_bookie_disk_free_bytes"),
+            disk_bytes: gauge("aquifer_bookie_disk_total_bytes"),
             writable: gauge("aquifer_bookie_writable"),
             limbo: gauge("aquifer_bookie_limbo"),
         }
@@ -108,7 +117,8 @@ impl BookieMetrics {
     }
 
     /// Entries were read.
-    pub fn read(&self, entries: usize, bytes: usize) {
+    pub fn read(&self, entries: usize, bytes: usize, took: Duration) {
+        self.read_seconds.record(took.as_secs_f64(), &[]);
         self.entries_read.add(count(entries), &[]);
         self.bytes_read.add(count(bytes), &[]);
     }

@@ -277,10 +277,12 @@ impl Core {
 
     /// Reads on the calling thread.
     pub(crate) fn read_now(&self, range: &ReadRange) -> BookieResult<ReadBatch> {
+        let began = self.shared.clock.monotonic();
         let error = match self.read_range(range) {
             Ok(batch) => {
                 let bytes = batch.entries.iter().map(|entry| entry.data.len()).sum();
-                self.shared.metrics.read(batch.entries.len(), bytes);
+                let took = self.shared.clock.monotonic().saturating_sub(began);
+                self.shared.metrics.read(batch.entries.len(), bytes, took);
                 return Ok(batch);
             }
             Err(ReadError::Damaged(error)) => {

@@ -12,6 +12,7 @@ pub(crate) mod config;
 
 mod planner;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,8 @@ use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
 use aquifer_metadata::lease::Lease;
 use aquifer_metadata::store::Session;
-use aquifer_model::load::LoadReport;
+use aquifer_model::load::{Load, LoadReport};
+use aquifer_model::topic::NamespaceName;
 use aquifer_runtime::clock;
 use bytes::Bytes;
 
@@ -31,6 +33,8 @@ use crate::error::BrokerError;
 use crate::members::Member;
 use crate::peers::{Peers, peer_url};
 use crate::topics::Topics;
+use crate::traffic::namespaces::Figures;
+use crate::traffic::{Behind, Sample};
 
 /// How long a broker may take to report; one that takes longer is not counted in this round.
 const REPORT_MAX: Duration = Duration::from_secs(3);
@@ -73,16 +77,50 @@ async fn measure(topics: &Arc<Topics>) {
         let observed = aside(move || {
             let shared = topics.shared();
             let (now, samples) = (shared.clock.monotonic(), topics.samples());
-            shared.meter.lock().observe(now, samples, &owned);
-            let (backlog, max) = topics.backlog();
-            shared.metrics.backlog.record(backlog, &[]);
-            shared.metrics.backlog_max.record(max, &[]);
+            let behind = behind_of(&samples);
+            let loads = {
+                let mut meter = shared.meter.lock();
+                meter.observe(now, samples, &owned);
+                meter.namespaces()
+            };
+            show(shared, loads, &behind);
         });
         if let Err(error) = observed.await {
             tracing::error!(%error, "load cannot be measured");
         }
         clock::sleep(shared.config.balance.period()).await;
     }
+}
+
+/// How far behind the subscriptions of each namespace are.
+fn behind_of(samples: &[Sample]) -> BTreeMap<NamespaceName, Behind> {
+    let mut behind: BTreeMap<NamespaceName, Behind> = BTreeMap::new();
+    for sample in samples {
+        let of_namespace = behind.entry(sample.namespace.clone()).or_default();
+        *of_namespace = of_namespace.and(&sample.behind);
+    }
+    behind
+}
+
+/// Shows in the metrics what topics do, of all together and of each namespace.
+fn show(
+    shared: &Context,
+    loads: BTreeMap<NamespaceName, Load>,
+    behind: &BTreeMap<NamespaceName, Behind>,
+) {
+    let (metrics, now_ms) = (&shared.metrics, shared.clock.wall_ms());
+    let all = behind
+        .values()
+        .fold(Behind::default(), |all, one| all.and(one));
+    metrics.backlog.record(all.messages, &[]);
+    metrics.backlog_max.record(all.messages_max, &[]);
+    let age_ms = now_ms.saturating_sub(all.oldest_ms.unwrap_or(now_ms));
+    metrics.backlog_age.record(age_ms / 1_000, &[]);
+    let figures = loads.into_iter().map(|(name, load)| {
+        let behind = behind.get(&name).copied().unwrap_or_default();
+        (name, Figures { load, behind })
+    });
+    metrics.namespaces.show(figures.collect(), now_ms);
 }
 
 /// Does what takes longer the more topics or bundles there are, where no request waits behind it.

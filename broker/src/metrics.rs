@@ -1,4 +1,5 @@
-//! Metrics of the broker. Labels are bounded: never a topic, subscription or producer name.
+//! Metrics of the broker. Labels are bounded: never a topic, subscription or producer name, and of
+//! namespaces only the largest (`traffic/namespaces.rs`).
 
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, UpDownCounter};
 
 use crate::quota::{Cost, Limit};
+use crate::traffic::namespaces::NamespaceFigures;
 
 /// The instruments.
 pub(crate) struct BrokerMetrics {
@@ -18,6 +20,10 @@ pub(crate) struct BrokerMetrics {
     pub(crate) bytes_out: Counter<u64>,
     pub(crate) duplicates: Counter<u64>,
     pub(crate) publish_seconds: Histogram<f64>,
+    /// From when messages were stored until they are handed to a consumer that keeps up.
+    pub(crate) dispatch_seconds: Histogram<f64>,
+    /// From when a group of acknowledgements is written until it is durable.
+    pub(crate) acknowledge_seconds: Histogram<f64>,
     pub(crate) topics: UpDownCounter<i64>,
     pub(crate) topic_load_seconds: Histogram<f64>,
     pub(crate) producers: UpDownCounter<i64>,
@@ -38,6 +44,10 @@ pub(crate) struct BrokerMetrics {
     pub(crate) backlog: Gauge<u64>,
     /// The most of one subscription.
     pub(crate) backlog_max: Gauge<u64>,
+    /// How old the oldest of them is, about, in seconds.
+    pub(crate) backlog_age: Gauge<u64>,
+    /// Figures of namespaces.
+    pub(crate) namespaces: NamespaceFigures,
     throttled_waits: Counter<u64>,
     throttled_messages: Counter<u64>,
     throttled_bytes: Counter<u64>,
@@ -76,10 +86,14 @@ const LATENCY_BOUNDARIES: [f64; 14] = [
 /// The histograms of this crate.
 pub const HISTOGRAMS: &[zero::Shape] = &[
     (PUBLISH_SECONDS, &LATENCY_BOUNDARIES),
+    (DISPATCH_SECONDS, &LATENCY_BOUNDARIES),
+    (ACKNOWLEDGE_SECONDS, &LATENCY_BOUNDARIES),
     (TOPIC_LOAD_SECONDS, &LATENCY_BOUNDARIES),
     (THROTTLED_SECONDS, &LATENCY_BOUNDARIES),
 ];
 const PUBLISH_SECONDS: &str = "aquifer_broker_publish_seconds";
+const DISPATCH_SECONDS: &str = "aquifer_broker_dispatch_seconds";
+const ACKNOWLEDGE_SECONDS: &str = "aquifer_broker_acknowledge_seconds";
 const TOPIC_LOAD_SECONDS: &str = "aquifer_broker_topic_load_seconds";
 const THROTTLED_SECONDS: &str = "aquifer_broker_throttled_seconds";
 
@@ -104,6 +118,8 @@ impl BrokerMetrics {
             bytes_out: counter("aquifer_broker_delivered_bytes_total"),
             duplicates: counter("aquifer_broker_duplicate_batches_total"),
             publish_seconds: seconds(PUBLISH_SECONDS),
+            dispatch_seconds: seconds(DISPATCH_SECONDS),
+            acknowledge_seconds: seconds(ACKNOWLEDGE_SECONDS),
             topics: gauge("aquifer_broker_topics_loaded"),
             topic_load_seconds: seconds(TOPIC_LOAD_SECONDS),
             producers: gauge("aquifer_broker_producers_connected"),
@@ -123,6 +139,10 @@ impl BrokerMetrics {
             backlog_max: meter
                 .u64_gauge("aquifer_broker_backlog_messages_max")
                 .build(),
+            backlog_age: meter
+                .u64_gauge("aquifer_broker_backlog_age_seconds_max")
+                .build(),
+            namespaces: NamespaceFigures::new(meter),
             throttled_waits: by_limit("aquifer_broker_throttled_waits_total"),
             throttled_messages: by_limit("aquifer_broker_throttled_messages_total"),
             throttled_bytes: by_limit("aquifer_broker_throttled_bytes_total"),

@@ -487,8 +487,7 @@ impl Topic {
         }
         self.publishing.forget_drawn(now);
         // For the metrics, for which no topic is loaded.
-        let (all, max) = self.attachments.backlog(self.cx.visible_end());
-        self.cx.counters.set_backlog(all, max);
+        self.cx.counters.set_backlog(self.behind());
         self.maybe_snapshot();
         self.trim();
         if self.cx.rates.is_shared() {

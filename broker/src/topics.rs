@@ -401,15 +401,6 @@ impl Topics {
         }
     }
 
-    /// The backlog of all subscriptions of loaded topics, and the largest of one.
-    pub(crate) fn backlog(&self) -> (u64, u64) {
-        let handles = self.handles().into_iter();
-        handles.fold((0, 0), |(all, most), handle| {
-            let (backlog, max) = handle.counters.backlog();
-            (all.saturating_add(backlog), most.max(max))
-        })
-    }
-
     /// What the loaded topics have counted.
     pub(crate) fn samples(&self) -> Vec<Sample> {
         let map = self.map.lock();
@@ -420,6 +411,7 @@ impl Topics {
                 hash: topic_hash(name),
                 loaded: handle.counters.loaded(),
                 counted: handle.counters.now(),
+                behind: handle.counters.backlog(),
             }),
             Slot::Loading(..) | Slot::Deleting(_) => None,
         });

@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod tests;
 
+pub(crate) mod namespaces;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,9 +17,12 @@ use aquifer_model::id::OwnerEpoch;
 use aquifer_model::load::{BundleLoad, Load};
 use aquifer_model::topic::NamespaceName;
 use aquifer_runtime::clock;
+use parking_lot::Mutex;
 
 use crate::bundle::Bundle;
 use crate::bundle::ownership::Owned;
+
+pub(crate) use self::namespaces::Behind;
 
 /// What each topic counts at least where its bundle is cut in two, in units a second: topics
 /// without traffic are halved by their number.
@@ -35,8 +40,7 @@ pub(crate) struct TopicCounters {
     opened: AtomicU64,
     closed: AtomicU64,
     /// Of its durable subscriptions together, and of the one that is furthest behind.
-    backlog: AtomicU64,
-    backlog_max: AtomicU64,
+    backlog: Mutex<Behind>,
 }
 
 /// The counters of a moment.
@@ -73,15 +77,13 @@ impl TopicCounters {
     }
 
     /// Notes how far behind its subscriptions are.
-    pub(crate) fn set_backlog(&self, all: u64, max: u64) {
-        self.backlog.store(all, Ordering::Relaxed);
-        self.backlog_max.store(max, Ordering::Relaxed);
+    pub(crate) fn set_backlog(&self, behind: Behind) {
+        *self.backlog.lock() = behind;
     }
 
-    /// Messages that its subscriptions have not acknowledged, and the most of one subscription.
-    pub(crate) fn backlog(&self) -> (u64, u64) {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        (read(&self.backlog), read(&self.backlog_max))
+    /// How far behind its subscriptions were when that was noted last.
+    pub(crate) fn backlog(&self) -> Behind {
+        *self.backlog.lock()
     }
 
     pub(crate) fn session_opened(&self) {
@@ -114,6 +116,8 @@ pub(crate) struct Sample {
     /// When it was, and had counted nothing.
     pub(crate) loaded: Duration,
     pub(crate) counted: Counted,
+    /// When that was noted last.
+    pub(crate) behind: Behind,
 }
 
 /// Turns counters into rates. It reads no clock.
@@ -235,6 +239,16 @@ impl LoadMeter {
         let bundles = self.owned.iter().map(of_bundle).collect();
         let total = self.topics.values().map(|topic| topic.load(least));
         (total.sum(), bundles)
+    }
+
+    /// The load of each namespace, of the topics that were loaded at the last observation.
+    pub(crate) fn namespaces(&self) -> BTreeMap<NamespaceName, Load> {
+        let least = self.least();
+        let mut loads: BTreeMap<NamespaceName, Load> = BTreeMap::new();
+        for topic in self.topics.values() {
+            *loads.entry(topic.namespace.clone()).or_default() += topic.load(least);
+        }
+        loads
     }
 
     /// The hash that halves the load of a bundle, as far as its topics are loaded here.

@@ -13,6 +13,7 @@ mod security;
 mod storage;
 mod tenancy;
 mod tls;
+mod trace;
 
 use std::env::consts::{ARCH, OS};
 use std::path::PathBuf;
@@ -48,6 +49,7 @@ pub use tenancy::{
     SubscriptionCommand, TenantArgs, TenantCommand,
 };
 pub use tls::{TlsCommand, TlsInitArgs};
+pub use trace::{TraceArgs, TraceToArgs};
 
 /// Where a broker listens unless told otherwise.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:7650";
@@ -212,6 +214,10 @@ pub struct ProduceArgs {
     #[arg(long, requires_all = ["file", "producer_name"])]
     pub no_check: bool,
 
+    /// Which messages are traced.
+    #[command(flatten)]
+    pub trace: TraceArgs,
+
     /// A property of every message; may be given several times.
     #[arg(long = "property", value_name = "k=v", value_parser = key_value)]
     pub properties: Vec<(String, String)>,
@@ -270,6 +276,10 @@ pub struct ConsumeArgs {
     /// them and go on, with exit code 1 in the end; or end, leaving them unacknowledged.
     #[arg(long, value_enum, default_value_t = OnDamageArg::Skip)]
     pub on_damage: OnDamageArg,
+
+    /// Where spans of traced messages go.
+    #[command(flatten)]
+    pub trace: TraceToArgs,
 }
 
 /// What to do with messages that cannot be read.
@@ -473,6 +483,10 @@ pub struct LoadArgs {
     /// How batches are compressed.
     #[arg(long, value_enum, default_value_t = CompressionArg::None)]
     pub compression: CompressionArg,
+
+    /// Which messages are traced.
+    #[command(flatten)]
+    pub trace: TraceArgs,
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

@@ -17,6 +17,7 @@ mod private_file;
 mod probe;
 mod roles;
 mod tool;
+mod traced;
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -201,12 +201,21 @@ const OF_CLUSTERS: [&str; 8] = [
     "aquifer_tls_reloads_total",
 ];
 /// What is shown once it was measured, as backlogs every half minute.
-const MEASURED: [&str; 5] = [
+const MEASURED: [&str; 14] = [
     "aquifer_bookie_removing_bytes",
     "aquifer_bookie_store_bytes",
+    "aquifer_broker_backlog_age_seconds_max",
     "aquifer_broker_backlog_messages",
     "aquifer_broker_backlog_messages_max",
     "aquifer_broker_balance_spread_ratio",
+    "aquifer_broker_namespace_backlog_age_seconds",
+    "aquifer_broker_namespace_backlog_messages",
+    "aquifer_broker_namespace_delivered_bytes_per_second",
+    "aquifer_broker_namespace_delivered_messages_per_second",
+    "aquifer_broker_namespace_published_bytes_per_second",
+    "aquifer_broker_namespace_published_messages_per_second",
+    "aquifer_broker_namespace_sessions",
+    "aquifer_broker_namespace_topics",
 ];
 
 /// An alert on a rate would miss the first event of a series that begins with it.

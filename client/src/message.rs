@@ -9,7 +9,10 @@ use aquifer_model::id::{Index, OwnerEpoch, SeekEpoch};
 use aquifer_model::limits::{KEY_BYTES_MAX, MESSAGE_BYTES_MAX, PROPERTIES_MAX};
 use aquifer_model::position::Position;
 use aquifer_model::topic::TopicName;
+use aquifer_model::trace::{PROPERTY, TraceContext};
+use aquifer_runtime::telemetry::trace;
 use bytes::Bytes;
+use tracing::Span;
 
 use crate::error::{ClientError, Result};
 
@@ -49,6 +52,29 @@ impl Message {
         let pair = (Bytes::from(name.into()), Bytes::from(value.into()));
         self.record.properties.push(pair);
         self
+    }
+
+    /// Makes it part of the trace of a span, by the property `traceparent`, if that trace is
+    /// sampled and its spans are exported: broker and bookies add spans of theirs below, and its
+    /// consumer can ([`ReceivedMessage::span`]). A batch belongs to the trace of its first such
+    /// message.
+    #[must_use]
+    pub fn traced_by(mut self, span: &Span) -> Message {
+        let property = trace_property(&self.record.properties);
+        match (trace::context_of(span), property) {
+            (Some(context), None) => self.property(PROPERTY, context.to_string()),
+            (Some(context), Some(at)) => {
+                self.record.properties[at].1 = context.to_string().into();
+                self
+            }
+            (None, _) => self,
+        }
+    }
+
+    /// The trace that it belongs to, if that is sampled.
+    pub(crate) fn trace(&self) -> Option<TraceContext> {
+        let at = trace_property(&self.record.properties)?;
+        TraceContext::parse(&self.record.properties[at].1)
     }
 
     /// When the event happened, in ms since the Unix epoch.
@@ -118,6 +144,12 @@ impl Message {
     }
 }
 
+/// Which property has the trace of a message; nothing is compared where there is no property.
+fn trace_property(properties: &[(Bytes, Bytes)]) -> Option<usize> {
+    let mut names = properties.iter().map(|(name, _)| name);
+    names.position(|name| name == PROPERTY.as_bytes())
+}
+
 /// Proof that a message is stored, durably.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SendReceipt {
@@ -165,6 +197,35 @@ pub struct ReceivedMessage {
     pub(crate) origin: Origin,
     /// Bytes of the unpacked batch that the parts share and keep alive.
     pub(crate) block_bytes: usize,
+}
+
+impl ReceivedMessage {
+    /// The trace that it belongs to, if that is sampled.
+    #[must_use]
+    pub fn trace(&self) -> Option<TraceContext> {
+        let mut all = self.properties.iter();
+        let (_, value) = all.find(|(name, _)| name == PROPERTY)?;
+        TraceContext::parse(value.as_bytes())
+    }
+
+    /// A span of its processing, below that of its producer; disabled where its trace is not
+    /// sampled. It lasts until it is dropped.
+    #[must_use]
+    pub fn span(&self) -> Span {
+        let Some(parent) = self.trace() else {
+            return Span::none();
+        };
+        let span = tracing::info_span!(
+            target: trace::TARGET,
+            "process",
+            otel.kind = "consumer",
+            topic = %self.topic,
+            index = self.index.0,
+            redeliveries = self.redelivery_count,
+        );
+        trace::adopt(&span, parent);
+        span
+    }
 }
 
 /// Messages that were delivered and cannot be read: their bytes are damaged, or storage does not

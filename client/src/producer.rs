@@ -15,6 +15,7 @@ mod settings;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
@@ -22,7 +23,9 @@ use aquifer_model::batch::{Compression, ROW_BYTES};
 use aquifer_model::position::Position;
 use aquifer_model::topic::TopicName;
 use aquifer_runtime::clock::Instant;
+use aquifer_runtime::telemetry::trace;
 use futures::StreamExt;
+use tracing::Span;
 
 use crate::context::Context;
 use crate::error::{ClientError, Result};
@@ -130,6 +133,14 @@ impl ProducerBuilder {
         self
     }
 
+    /// Begins a trace for one of this many messages; one that has a trace keeps it. It needs a
+    /// subscriber of `tracing` in this process that exports spans. Default 0: for no message.
+    #[must_use]
+    pub fn trace_one_in(mut self, messages: u64) -> ProducerBuilder {
+        self.settings.trace_one_in = messages;
+        self
+    }
+
     /// Opens the producer, on every partition of a partitioned topic; creates the topic if the
     /// namespace allows that.
     ///
@@ -170,6 +181,8 @@ impl ProducerBuilder {
                 name: settings.name.unwrap_or_default(),
                 partitions,
                 is_partitioned,
+                trace_one_in: settings.trace_one_in,
+                untraced: AtomicU64::new(0),
                 router: Router::new(&settings.batching, layout.ranges().clone(), first_turn),
             }),
         })
@@ -191,6 +204,10 @@ struct Inner {
     partitions: Vec<Handle>,
     is_partitioned: bool,
     router: Router,
+    /// See [`ProducerBuilder::trace_one_in`].
+    trace_one_in: u64,
+    /// Messages that were looked at for a trace.
+    untraced: AtomicU64,
 }
 
 impl Producer {
@@ -211,6 +228,10 @@ impl Producer {
     /// after [`close`](Self::close), and what has ended the producer, for instance `Fenced`. The
     /// message was not sent then.
     pub async fn enqueue(&self, message: Message) -> Result<PendingSend> {
+        let (message, span) = match self.inner.trace_one_in {
+            0 => (message, None),
+            every => self.sample(message, every),
+        };
         message.check()?;
         let partitions = &self.inner.partitions;
         let key = message.has_key.then_some(&message.record.key[..]);
@@ -230,7 +251,27 @@ impl Producer {
                 false => None,
             },
             waiter: None,
+            span,
         })
+    }
+
+    /// Begins a trace for one of `every` messages, except those that have one.
+    fn sample(&self, message: Message, every: u64) -> (Message, Option<Box<Span>>) {
+        let number = self.inner.untraced.fetch_add(1, Ordering::Relaxed);
+        if !number.is_multiple_of(every) || message.trace().is_some() {
+            return (message, None);
+        }
+        let topic = self.inner.partitions.first();
+        let topic = topic.map(|handle| handle.partition.topic.base());
+        let span = tracing::info_span!(
+            target: trace::TARGET,
+            "publish",
+            otel.kind = "producer",
+            topic = topic.map(tracing::field::display),
+            producer = %self.inner.name,
+        );
+        let message = message.traced_by(&span);
+        (message, Some(Box::new(span)))
     }
 
     /// Sends what has gathered and waits until everything accepted so far is stored.
@@ -301,6 +342,8 @@ pub struct PendingSend {
     sequence_id: u64,
     partition: Option<u32>,
     waiter: Option<usize>,
+    /// Of the message, where a trace was begun for it.
+    span: Option<Box<Span>>,
 }
 
 impl PendingSend {
@@ -321,6 +364,7 @@ impl Future for PendingSend {
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error.clone())),
             Poll::Ready(Ok(stored)) => stored,
         };
+        this.span = None;
         Poll::Ready(Ok(SendReceipt {
             position: stored.at.map(|(ledger, entry, _)| Position {
                 ledger,

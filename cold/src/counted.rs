@@ -37,6 +37,11 @@ impl ColdMetrics {
                 metrics.requests.add(0, &by);
             }
         }
+        for direction in ["read", "written"] {
+            metrics
+                .bytes
+                .add(0, &[KeyValue::new("direction", direction)]);
+        }
         metrics
     }
 

@@ -67,6 +67,7 @@ impl TopicLog {
             head,
             body: append.body,
             tag: append.tag,
+            trace: append.trace,
             sink: Arc::clone(sink),
             since: now,
             entry: None,
@@ -120,7 +121,7 @@ impl State {
         };
         // A writer that has stopped says so to the owner task, which then decides about this append
         // too.
-        let Some(entry) = current.writer.enqueue(data) else {
+        let Some(entry) = current.writer.enqueue(data, pending.trace) else {
             return false;
         };
         pending.entry = Some(entry);

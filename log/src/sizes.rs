@@ -36,6 +36,16 @@ pub(crate) fn place_of_newest(segments: &VecDeque<Segment>, bytes: u64) -> Optio
     place
 }
 
+/// About when the message of an index was stored: the time of its ledger's first message, and the
+/// part of the time to its last one that lies before it. Before the first ledger: its beginning.
+pub(crate) fn time_about(segments: &VecDeque<Segment>, index: Index) -> Option<u64> {
+    let segment = segments.iter().find(|segment| index < segment.end_index)?;
+    let messages = segment.end_index.0.saturating_sub(segment.first_index.0);
+    let before = index.0.saturating_sub(segment.first_index.0);
+    let took = segment.last_time_ms.saturating_sub(segment.first_time_ms);
+    Some(segment.first_time_ms + part(took, before, messages))
+}
+
 /// `of * parts / all`, rounded down.
 fn part(of: u64, parts: u64, all: u64) -> u64 {
     let product = u128::from(of) * u128::from(parts);
@@ -81,6 +91,25 @@ mod tests {
             assert_eq!(place_of_newest(&all, bytes), Some(Index(index)), "{bytes}");
         }
         assert_eq!(place_of_newest(&segments(&[]), 5), None);
+    }
+
+    #[test]
+    fn a_message_is_as_old_as_its_place_in_its_ledger_says() {
+        let mut all = segments(&[(10, 100), (10, 100)]);
+        for (segment, times) in all.iter_mut().zip([(1_000, 2_000), (5_000, 5_000)]) {
+            (segment.first_time_ms, segment.last_time_ms) = times;
+        }
+        for (index, ms) in [
+            (0, 1_000),
+            (10, 1_000),
+            (15, 1_500),
+            (20, 5_000),
+            (29, 5_000),
+        ] {
+            assert_eq!(time_about(&all, Index(index)), Some(ms), "{index}");
+        }
+        assert_eq!(time_about(&all, Index(30)), None);
+        assert_eq!(time_about(&segments(&[]), Index(0)), None);
     }
 
     proptest! {

@@ -12,6 +12,7 @@ use aquifer_model::entry::EntryHead;
 use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::policy::{EffectivePolicies, Rollover};
 use aquifer_model::quorum::Quorum;
+use aquifer_model::trace::TraceContext;
 use aquifer_proto::v1;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -157,6 +158,7 @@ pub(crate) struct Pending {
     pub(crate) encoded: Bytes,
     pub(crate) body: Bytes,
     pub(crate) tag: u64,
+    pub(crate) trace: Option<TraceContext>,
     pub(crate) sink: Arc<dyn AppendSink>,
     /// When it was appended, on the monotonic clock.
     pub(crate) since: Duration,

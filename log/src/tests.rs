@@ -130,6 +130,7 @@ impl Owner {
             flags: EntryFlags::default(),
             extensions: Extensions::default(),
             tag,
+            trace: None,
         };
         self.log.append(append, &self.sink)
     }
@@ -265,6 +266,7 @@ async fn outcomes_are_never_told_inside_append() {
             extensions: Extensions::default(),
             body: body(tag),
             tag,
+            trace: None,
         };
         owner.log.append(append, &sink).unwrap();
         drop(held);
@@ -414,6 +416,7 @@ async fn the_cursor_log_keeps_its_end_when_everything_is_trimmed() {
             extensions: Extensions::default(),
             body: body(round),
             tag: round,
+            trace: None,
         };
         log.append(append, &owner.sink).unwrap();
         owner

@@ -192,6 +192,13 @@ impl TopicLog {
         sizes::place_of_newest(&state.segments, bytes).unwrap_or(state.acked.index)
     }
 
+    /// About when the message of an index was stored, by the figures of its ledger: as if messages
+    /// had come evenly. `None` behind the end.
+    #[must_use]
+    pub fn time_about(&self, index: Index) -> Option<u64> {
+        sizes::time_about(&self.inner.state.lock().segments, index)
+    }
+
     /// Has every ledger offloaded, in the background, that is sealed and ends at or below an index,
     /// and says how far that is. Repeat the call to follow it.
     ///

@@ -7,6 +7,7 @@ use aquifer_model::extensions::Extensions;
 use aquifer_model::id::{EntryId, Index, LedgerId, OwnerEpoch};
 use aquifer_model::policy::Rollover;
 use aquifer_model::quorum::Quorum;
+use aquifer_model::trace::TraceContext;
 use bytes::Bytes;
 
 use crate::error::LogError;
@@ -55,6 +56,8 @@ pub struct Append {
     pub body: Bytes,
     /// Given back with the outcome.
     pub tag: u64,
+    /// The trace that it is done for, if that is sampled.
+    pub trace: Option<TraceContext>,
 }
 
 /// Where an entry was stored.

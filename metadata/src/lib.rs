@@ -13,6 +13,7 @@ pub mod etcd;
 pub mod keys;
 pub mod lease;
 mod limits;
+pub mod measured;
 pub mod record;
 pub mod scan;
 #[cfg(test)]

@@ -33,6 +33,7 @@ use crate::limits::{
     BATCH_BYTES_MAX, BATCH_HEADER_BYTES_MAX, BATCH_MESSAGES_MAX, BATCH_UNCOMPRESSED_BYTES_MAX,
     KEY_BYTES_MAX, PROPERTIES_MAX,
 };
+use crate::trace::TraceContext;
 
 /// Bytes before the fields.
 pub const PREFIX_BYTES: usize = 24;
@@ -104,6 +105,8 @@ pub struct BatchFields {
     pub transaction_id: Option<Bytes>,
     /// What a consumer needs to decrypt the payload block.
     pub encryption: Option<Bytes>,
+    /// The trace of its first message that is sampled; absent in all batches without one.
+    pub trace: Option<TraceContext>,
     /// Fields of a later version, kept as they came, in order.
     pub unknown: Vec<(u16, Bytes)>,
 }
@@ -185,6 +188,7 @@ mod tag {
     pub const TRANSACTION_ID: u16 = 11;
     pub const ENCRYPTION: u16 = 12;
     pub const PRODUCER_INSTANCE: u16 = 13;
+    pub const TRACE: u16 = 14;
 }
 
 impl BatchFields {
@@ -223,6 +227,9 @@ impl BatchFields {
             if let Some(value) = value {
                 put(tag, value);
             }
+        }
+        if let Some(trace) = self.trace {
+            put(tag::TRACE, &trace.to_bytes());
         }
         for (tag, value) in &self.unknown {
             put(*tag, value);
@@ -279,6 +286,10 @@ impl BatchFields {
             tag::REPLICATION_ORIGIN => self.replication_origin = Some(value),
             tag::TRANSACTION_ID => self.transaction_id = Some(value),
             tag::ENCRYPTION => self.encryption = Some(value),
+            tag::TRACE => match TraceContext::from_bytes(&value) {
+                Some(trace) => self.trace = Some(trace),
+                None => return Err(BatchError::Field(tag)),
+            },
             _ => self.unknown.push((tag, value)),
         }
         Ok(())

@@ -8,6 +8,7 @@ use crate::batch::{self, Batch, BatchError, FLAG_HAS_EVENT_TIME};
 use crate::extensions::{
     EXTENSIONS_BYTES_MAX, ExtensionError, Extensions, ExtensionsBuilder, ProducerStamp,
 };
+use crate::trace::TraceContext;
 
 /// A native batch (`batch.rs`).
 pub const FORMAT_NATIVE: u16 = 1;
@@ -23,6 +24,8 @@ pub struct Description {
     pub message_bytes_max: u32,
     /// What goes into the head of its entry: who sent it, among others.
     pub extensions: Extensions,
+    /// The trace that it belongs to, if that is sampled.
+    pub trace: Option<TraceContext>,
 }
 
 /// A body that cannot be stored.
@@ -109,6 +112,7 @@ fn describe_batch(batch: &Batch) -> Result<Description, FormatError> {
         message_count: batch.message_count(),
         message_bytes_max,
         extensions: extensions.build(),
+        trace: fields.trace,
     })
 }
 
@@ -127,6 +131,7 @@ mod tests {
             highest_sequence_id: 8,
             deliver_at_ms: Some(5),
             schema_version: Some(Bytes::from_static(b"s")),
+            trace: TraceContext::new([1; 16], [2; 8]),
             ..BatchFields::default()
         };
         let row = |event_time_ms, flags| MessageRow {
@@ -150,6 +155,7 @@ mod tests {
         // A time without its flag is not a time.
         assert_eq!(said.extensions.event_time_ms(), Some(4));
         assert_eq!(said.extensions.schema().as_deref(), Some(&b"s"[..]));
+        assert_eq!(said.trace, fields.trace);
     }
 
     #[test]

@@ -29,3 +29,4 @@ pub mod stats;
 pub mod storage;
 pub mod subscription;
 pub mod topic;
+pub mod trace;

@@ -9,6 +9,7 @@ use thiserror::Error;
 use crate::checksum;
 use crate::entry::EntryData;
 use crate::id::{CreationToken, EntryId, LedgerId};
+use crate::trace::TraceContext;
 
 /// A request of the ordered stream of one client to one bookie: requests for a ledger take effect
 /// in the order in which they were submitted.
@@ -54,6 +55,8 @@ pub struct AddEntry {
     pub reserve: bool,
     /// Head and body.
     pub data: EntryData,
+    /// The trace that it is done for, if that is sampled. It is not stored.
+    pub trace: Option<TraceContext>,
 }
 
 /// An entry as a bookie holds it.
@@ -289,6 +292,7 @@ impl AddEntry {
             recovery: false,
             reserve: false,
             data,
+            trace: None,
         }
     }
 

@@ -481,6 +481,7 @@ fn recovery_add(stored: StoredEntry) -> AddEntry {
             head: Bytes::new(),
             body: stored.data,
         },
+        trace: None,
     }
 }
 

@@ -88,7 +88,7 @@ impl Open {
                 head: Bytes::new(),
                 body: payload(self.id, self.appended),
             };
-            if self.writer.enqueue(data).is_none() {
+            if self.writer.enqueue(data, None).is_none() {
                 break;
             }
             self.appended += 1;

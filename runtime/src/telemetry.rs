@@ -6,19 +6,22 @@
 //! run in one process. An instrument appears in the text under exactly the name it was given:
 //! units and `_total` are part of the names we choose.
 
+mod events;
 mod format;
 mod process;
+pub mod trace;
 pub mod zero;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Meter, MeterProvider};
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use parking_lot::Mutex;
 use prometheus::{Registry, TextEncoder};
 use serde::{Deserialize, Serialize};
@@ -55,6 +58,9 @@ pub struct TelemetryConfig {
     pub log_filter: String,
     /// Where traces go, for example `http://127.0.0.1:4317`; nowhere without it.
     pub otlp_endpoint: Option<String>,
+    /// One of this many requests that come without a trace begins one; 0: no request does. What
+    /// comes with a trace follows its caller.
+    pub trace_one_in: u32,
     /// The name of this process in traces.
     pub service_name: String,
 }
@@ -65,6 +71,7 @@ impl Default for TelemetryConfig {
             log_format: LogFormat::Text,
             log_filter: "info".to_owned(),
             otlp_endpoint: None,
+            trace_one_in: 1,
             service_name: "aquifer".to_owned(),
         }
     }
@@ -92,9 +99,12 @@ impl Telemetry {
         let filter = filter(&config.log_filter)?;
         let resource = Resource::builder()
             .with_service_name(config.service_name.clone())
+            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+            .with_attribute(KeyValue::new("process.pid", i64::from(std::process::id())))
             .build();
         let traces = tracer_provider(config, resource.clone())?;
         let (registry, meters) = meter_provider(resource)?;
+        let events = events::CountedEvents::default();
         let span_layer = tracing_opentelemetry::layer()
             .with_tracer(traces.tracer("aquifer"))
             .with_location(false)
@@ -117,10 +127,13 @@ impl Telemetry {
             .with(filter)
             .with(span_layer)
             .with(log_layer)
+            .with(events.clone())
             .try_init()
             .map_err(|_| TelemetryError::AlreadyStarted)?;
         let telemetry = Telemetry::from_parts(registry, meters, Some(traces));
         process::register(&telemetry.meter("aquifer_process"));
+        process::register_runtime(&telemetry.meter("aquifer_runtime"));
+        events.register(&telemetry.meter("aquifer_process"));
         Ok(telemetry)
     }
 
@@ -194,7 +207,14 @@ fn tracer_provider(
     config: &TelemetryConfig,
     resource: Resource,
 ) -> Result<SdkTracerProvider, TelemetryError> {
-    let builder = SdkTracerProvider::builder().with_resource(resource);
+    let of_roots = match config.trace_one_in {
+        0 => Sampler::AlwaysOff,
+        1 => Sampler::AlwaysOn,
+        every => Sampler::TraceIdRatioBased(1.0 / f64::from(every)),
+    };
+    let builder = SdkTracerProvider::builder()
+        .with_sampler(Sampler::ParentBased(Box::new(of_roots)))
+        .with_resource(resource);
     let Some(endpoint) = &config.otlp_endpoint else {
         // Without an exporter spans still get ids, which is what the logs need.
         return Ok(builder.build());
@@ -227,29 +247,30 @@ fn meter_provider(resource: Resource) -> Result<(Registry, SdkMeterProvider), Te
     Ok((registry, meters))
 }
 
-/// What is logged. Who quiets a process does not mean its record of who did what.
+/// What is logged. Who quiets a process does not mean its record of who did what, nor the spans of
+/// single messages.
 fn filter(given: &str) -> Result<EnvFilter, TelemetryError> {
     let wrong = |message: String| TelemetryError::Filter {
         given: given.to_owned(),
         message,
     };
     let filter = EnvFilter::try_new(given).map_err(|error| wrong(error.to_string()))?;
-    let names_audit = |pair: &str| {
+    let named = |pair: &str| {
         let target = pair.split(['=', '[']).next().unwrap_or_default();
-        target.trim() == AUDIT_TARGET
+        target.trim().to_owned()
     };
-    if given.split(',').any(names_audit) {
-        return Ok(filter);
-    }
-    let audit = format!("{AUDIT_TARGET}=info").parse();
-    let audit = audit.map_err(|error: ParseError| wrong(error.to_string()))?;
-    Ok(filter.add_directive(audit))
+    let named: Vec<String> = given.split(',').map(named).collect();
+    let added = [AUDIT_TARGET, trace::TARGET].into_iter();
+    let mut added = added.filter(|target| !named.iter().any(|name| name == target));
+    added.try_fold(filter, |filter, target| {
+        let directive = format!("{target}=info").parse();
+        let directive = directive.map_err(|error: ParseError| wrong(error.to_string()))?;
+        Ok(filter.add_directive(directive))
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use opentelemetry::KeyValue;
-
     use super::*;
 
     #[test]
@@ -336,7 +357,41 @@ mod tests {
         assert!(value("aquifer_process_resident_bytes ") > 100_000.0);
         assert!(value("aquifer_process_cpu_seconds_total ") > 0.0);
         assert!(value("aquifer_process_open_fds ") >= 3.0);
+        assert!(value("aquifer_process_max_fds ") >= value("aquifer_process_open_fds "));
+        assert!(text.contains("aquifer_build_info{version="), "{text}");
         assert!(resident_bytes().unwrap() > 100_000);
+    }
+
+    #[tokio::test]
+    async fn the_runtime_is_observed() {
+        let telemetry = Telemetry::for_tests();
+        process::register_runtime(&telemetry.meter("runtime"));
+        let text = telemetry.render_metrics();
+        assert!(text.contains("aquifer_runtime_workers 1"), "{text}");
+        for name in ["tasks", "queued_tasks", "busy_seconds_total"] {
+            let line = format!("\naquifer_runtime_{name} ");
+            assert!(text.contains(&line), "{name}: {text}");
+        }
+    }
+
+    #[test]
+    fn warnings_and_errors_are_counted() {
+        let (telemetry, events) = (Telemetry::for_tests(), events::CountedEvents::default());
+        events.register(&telemetry.meter("log"));
+        let subscriber = tracing_subscriber::registry().with(events);
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!("nothing");
+            tracing::warn!("continued");
+            tracing::error!("needs a person");
+            tracing::error!("and another");
+        });
+        let text = telemetry.render_metrics();
+        for line in [
+            "aquifer_process_log_events_total{level=\"warn\"} 1",
+            "aquifer_process_log_events_total{level=\"error\"} 2",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
     }
 
     /// What of these a filter lets pass: a warning, a note, and a line of the audit log.

@@ -32,6 +32,8 @@ pub struct Load {
     topics: Option<usize>,
     consumers: usize,
     message_bytes: u32,
+    /// Where spans go, and one of how many messages is traced.
+    traced: Option<(String, u64)>,
 }
 
 /// Latencies in microseconds.
@@ -100,6 +102,7 @@ impl Load {
             topics: None,
             consumers: 1,
             message_bytes: MESSAGE_BYTES,
+            traced: None,
         }
     }
 
@@ -124,6 +127,12 @@ impl Load {
     /// With payloads of that many bytes.
     pub fn size(mut self, bytes: u32) -> Load {
         self.message_bytes = bytes;
+        self
+    }
+
+    /// With one of this many messages traced, whose spans go to a collector.
+    pub fn traced(mut self, endpoint: &str, one_in: u64) -> Load {
+        self.traced = Some((endpoint.to_owned(), one_in));
         self
     }
 
@@ -172,6 +181,10 @@ impl Load {
         words.extend(self.rate.map(|rate| format!("--rate={rate}")));
         words.extend(self.topic.as_ref().map(|topic| format!("--topic={topic}")));
         words.extend(self.topics.map(|topics| format!("--topics={topics}")));
+        if let Some((endpoint, one_in)) = &self.traced {
+            words.push(format!("--otlp-endpoint={endpoint}"));
+            words.push(format!("--trace-one-in={one_in}"));
+        }
         if self.consumers > 1 {
             words.push(format!("--consumers={}", self.consumers));
         }

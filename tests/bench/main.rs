@@ -12,6 +12,7 @@ mod limits;
 mod load;
 mod memory;
 mod objects;
+mod observed;
 mod row;
 mod server;
 mod table;
@@ -80,6 +81,7 @@ enum Part {
     Stalled,
     IdleMemory,
     Cluster,
+    Observed,
     Cold,
     Objects,
     PublishBesideOffload,
@@ -88,7 +90,7 @@ enum Part {
 
 /// In this order: quiet ones first, then the one that restarts the server, then those with servers
 /// of their own.
-const PARTS: [(Part, &str); 17] = [
+const PARTS: [(Part, &str); 18] = [
     (Part::Start, "start"),
     (Part::Latency, "latency"),
     (Part::Publish, "publish"),
@@ -102,6 +104,7 @@ const PARTS: [(Part, &str); 17] = [
     (Part::Stalled, "stalled"),
     (Part::IdleMemory, "idle-memory"),
     (Part::Cluster, "cluster"),
+    (Part::Observed, "observed"),
     (Part::Cold, "cold"),
     (Part::Objects, "objects"),
     (Part::PublishBesideOffload, "objects-publish"),
@@ -180,6 +183,7 @@ impl Suite {
             Part::Stalled => self.stalled_consumer().await,
             Part::IdleMemory => self.idle_memory().await,
             Part::Cluster => self.cluster().await,
+            Part::Observed => self.observed().await,
             Part::Cold => self.cold_catch_up().await,
             Part::Objects => self.objects().await,
             Part::PublishBesideOffload => self.publish_beside_offload().await,

@@ -29,7 +29,7 @@ impl Measured {
         Measured::start_with(data_dir, ServerOptions::default()).await
     }
 
-    /// The same with further arguments.
+    /// The same with options.
     ///
     /// # Errors
     /// As [`Measured::start`].
@@ -95,6 +95,11 @@ impl Measured {
     /// When it has ended.
     pub fn usage(&self) -> Result<Usage> {
         usage(self.server.id()?)
+    }
+
+    /// Where it answers health checks and metrics.
+    pub fn http(&self) -> String {
+        self.server.http()
     }
 
     /// The sum of a metric over all its labels; 0 for a counter that has not counted yet.

@@ -6,6 +6,7 @@
 pub mod abuse;
 pub mod checker;
 pub mod cluster;
+pub mod collector;
 pub mod command;
 pub mod data;
 pub mod deliveries;

@@ -1,57 +1,17 @@
-//! Traces: what a server does for a request reaches a collector, under one trace.
+//! Traces: what servers do for a request or a message reaches a collector, under one trace.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
+use aquifer_harness::cluster::Cluster;
+use aquifer_harness::collector::{Collector, one};
 use aquifer_harness::server::{Server, ServerOptions, aquifer};
-use aquifer_harness::wait::within;
-use aquifer_runtime::net::{ListenAddress, bind};
-use aquifer_runtime::task::TaskGroup;
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
-    TraceService, TraceServiceServer,
-};
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse,
-};
-use opentelemetry_proto::tonic::common::v1::any_value::Value;
-use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, Span};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status};
-
-/// A collector that keeps what it is sent.
-struct Collector {
-    received: mpsc::Sender<ResourceSpans>,
-}
-
-#[tonic::async_trait]
-impl TraceService for Collector {
-    async fn export(
-        &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        for spans in request.into_inner().resource_spans {
-            let kept = self.received.send(spans).await;
-            kept.map_err(|_| Status::unavailable("the test is over"))?;
-        }
-        Ok(Response::new(ExportTraceServiceResponse::default()))
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_spans_of_a_publish_reach_a_collector_under_one_trace() -> Result<()> {
-    let (listener, address) = bind(ListenAddress::loopback_any_port()).await?;
-    let (received, mut spans) = mpsc::channel(1_000);
-    let tasks = TaskGroup::new("collector");
-    let collector = TraceServiceServer::new(Collector { received });
-    let serve = tonic::transport::Server::builder()
-        .add_service(collector)
-        .serve_with_incoming(TcpListenerStream::new(listener));
-    let collector = tasks.spawn("collector", serve);
-
+    let mut collector = Collector::start().await?;
     let folder = tempfile::tempdir()?;
-    let endpoint = format!("http://{address}");
+    let endpoint = collector.endpoint.clone();
     let options = ServerOptions {
         environment: vec![("AQUIFER_TELEMETRY_OTLP_ENDPOINT".to_owned(), endpoint)],
         ..ServerOptions::default()
@@ -62,44 +22,72 @@ async fn the_spans_of_a_publish_reach_a_collector_under_one_trace() -> Result<()
     // What is batched is sent by then.
     server.stop()?;
 
-    let mut traces: BTreeMap<Vec<u8>, Vec<Span>> = BTreeMap::new();
-    let request = within("the spans of the publish", async {
-        loop {
-            let some = spans.recv().await.context("the collector serves")?;
-            ensure!(service_of(&some) == Some("aquifer"), "{:?}", some.resource);
-            for span in some.scope_spans.into_iter().flat_map(|scope| scope.spans) {
-                traces.entry(span.trace_id.clone()).or_default().push(span);
-            }
-            let found = traces.values().find(|trace| {
-                let names: Vec<&str> = trace.iter().map(|span| &*span.name).collect();
-                names.contains(&"request") && names.contains(&"open_producer")
-            });
-            if let Some(trace) = found {
-                return Ok(trace.clone());
-            }
-        }
-    })
-    .await?;
-    let root = request.iter().find(|span| span.name == "request");
-    let root = root.context("a request has a span")?;
-    let inner = request.iter().find(|span| span.name == "open_producer");
-    let inner = inner.context("so has what it asks for")?;
+    let trace = collector
+        .trace_with(&[("request", 1), ("open_producer", 1)])
+        .await?;
+    let (root, inner) = (one(&trace, "request")?, one(&trace, "open_producer")?);
+    ensure!(root.service == "aquifer", "{root:?}");
     ensure!(
-        inner.parent_span_id == root.span_id,
+        inner.span.parent_span_id == root.span.span_id,
         "{inner:?} in {root:?}"
     );
-    ensure!(root.end_time_unix_nano >= root.start_time_unix_nano);
-    collector.abort();
-    tasks.drain(Duration::from_secs(5)).await;
+    ensure!(root.span.end_time_unix_nano >= root.span.start_time_unix_nano);
+    collector.end().await;
     Ok(())
 }
 
-fn service_of(spans: &ResourceSpans) -> Option<&str> {
-    let resource = spans.resource.as_ref()?;
-    let mut all = resource.attributes.iter();
-    let name = all.find(|attribute| attribute.key == "service.name")?;
-    match name.value.as_ref()?.value.as_ref()? {
-        Value::StringValue(name) => Some(name),
-        _ => None,
+/// The processes are a producer, a broker, three bookies and a consumer. Servers begin no traces
+/// here, so that each trace is of a message, and one message is sampled of two.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_is_one_trace_from_its_producer_to_its_consumer() -> Result<()> {
+    let mut collector = Collector::start().await?;
+    let folder = tempfile::tempdir()?;
+    let endpoint = collector.endpoint.clone();
+    let environment = [
+        ("AQUIFER_TELEMETRY_OTLP_ENDPOINT", endpoint.as_str()),
+        ("AQUIFER_TELEMETRY_TRACE_ONE_IN", "0"),
+        // What is logged decides nothing about these spans.
+        ("AQUIFER_TELEMETRY_LOG_FILTER", "warn"),
+    ];
+    let mut cluster = Cluster::start_with(&folder.path().join("data"), &[], &environment)?;
+    let to = ["--otlp-endpoint", endpoint.as_str()];
+    let produce = ["produce", "traced", "first", "second"];
+    let produce = [&produce[..], &to, &["--trace-one-in", "2"]].concat();
+    let published = aquifer(cluster.url(), &produce)?;
+    ensure!(published.status.success(), "{published:?}");
+    let consume = [&["consume", "traced", "-s", "s"][..], &to].concat();
+    let consumed = aquifer(cluster.url(), &consume)?;
+    ensure!(consumed.status.success(), "{consumed:?}");
+    cluster.stop()?;
+
+    // Two bookies have it when it is acknowledged; the third may be later.
+    let wanted = [
+        ("publish", 1),
+        ("store", 1),
+        ("add_entry", 2),
+        ("commit", 2),
+        ("process", 1),
+    ];
+    let trace = collector.trace_with(&wanted).await?;
+    ensure!(collector.traces().len() == 1, "{:?}", collector.traces());
+    let [publish, store, process] = ["publish", "store", "process"].map(|name| one(&trace, name));
+    let (publish, store, process) = (publish?, store?, process?);
+    ensure!(publish.span.parent_span_id.is_empty(), "{publish:?}");
+    ensure!(store.span.parent_span_id == publish.span.span_id);
+    ensure!(process.span.parent_span_id == publish.span.span_id);
+    ensure!(publish.service == "aquifer-produce" && process.service == "aquifer-consume");
+    let mut processes = BTreeSet::from([publish.process, store.process, process.process]);
+    for add in trace.iter().filter(|seen| seen.span.name == "add_entry") {
+        ensure!(add.span.parent_span_id == store.span.span_id, "{add:?}");
+        let commit = trace.iter().find(|seen| {
+            seen.span.name == "commit" && seen.span.parent_span_id == add.span.span_id
+        });
+        // A span is exported when it ends, and that of the commit ends first.
+        let commit = commit.with_context(|| format!("{add:?} was committed"))?;
+        ensure!(commit.process == add.process);
+        processes.insert(add.process);
     }
+    ensure!(processes.len() >= 5, "{trace:?}");
+    collector.end().await;
+    Ok(())
 }

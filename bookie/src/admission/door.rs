@@ -16,6 +16,7 @@ use aquifer_runtime::clock;
 
 use crate::Bookie;
 use crate::core::Core;
+use crate::trace;
 
 /// What a request costs beyond its data, in bytes of the budget.
 pub(super) const REQUEST_BYTES: usize = 256;
@@ -78,9 +79,10 @@ impl Bookie {
     fn submit_with(
         &self,
         taken: Option<BytePermit>,
-        request: OrderedRequest,
+        mut request: OrderedRequest,
         reply: ReplyCallback,
     ) {
+        let reply = trace::follow(&mut request, reply);
         match self.core.let_in(&request, taken) {
             Ok(permit) => self.core.enter(request, reply, permit),
             Err(error) => {

@@ -10,6 +10,7 @@ use aquifer_model::storage::{
     AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest, Presence,
     PresenceRange, ReadRange, StoredEntry, TailWait,
 };
+use aquifer_model::trace::TraceContext;
 use aquifer_proto::v1;
 use aquifer_proto::v1::ordered_request::Request as Kind;
 use tonic::Status;
@@ -91,6 +92,8 @@ fn add_entry(add: v1::AddEntry) -> BookieResult<AddEntry> {
             head: add.head,
             body: add.body,
         },
+        // A trace is a hint: a malformed one is left out.
+        trace: TraceContext::from_bytes(&add.trace),
     })
 }
 
@@ -254,7 +257,10 @@ mod tests {
             head: "head".into(),
             body: "body".into(),
         };
-        let add = AddEntry::new(LedgerId(7), EntryId(3), Some(EntryId(2)), 99, data.clone());
+        let add = AddEntry {
+            trace: TraceContext::new([1; 16], [2; 8]),
+            ..AddEntry::new(LedgerId(7), EntryId(3), Some(EntryId(2)), 99, data.clone())
+        };
         let wire = v1::OrderedRequest {
             request_id: 1,
             ledger_id: 7,
@@ -268,6 +274,7 @@ mod tests {
                 reserve: false,
                 head: data.head,
                 body: data.body,
+                trace: [[1_u8; 16].as_slice(), &[2; 8]].concat().into(),
             })),
         };
         let expected = OrderedRequest {

@@ -111,6 +111,7 @@ fn entry(ledger: u64, entry: u64) -> Kind {
         reserve: false,
         head: add.data.head,
         body: add.data.body,
+        trace: bytes::Bytes::new(),
     })
 }
 

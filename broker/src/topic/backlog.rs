@@ -16,6 +16,7 @@ use aquifer_model::policy::{EffectivePolicies, Retention};
 use crate::quota::backlog::{Excess, Measure, Search};
 use crate::topic::Topic;
 use crate::topic::event::{Event, LocatePurpose, Reply};
+use crate::traffic::Behind;
 
 /// How often the size of a backlog is looked at while producers are connected.
 const SIZE_PERIOD: Duration = Duration::from_millis(500);
@@ -89,6 +90,18 @@ fn search_of(policies: &EffectivePolicies) -> Option<(Search, u64)> {
 }
 
 impl Topic {
+    /// How far behind its durable subscriptions are. Nothing is read for it.
+    pub(super) fn behind(&self) -> Behind {
+        let end = self.cx.visible_end();
+        let (messages, messages_max) = self.attachments.backlog(end);
+        let oldest = self.attachments.slowest(end);
+        Behind {
+            messages,
+            messages_max,
+            oldest_ms: self.cx.log.time_about(oldest).filter(|_| messages > 0),
+        }
+    }
+
     /// Whether the topic was restored so lately that nothing of it is deleted yet.
     fn is_kept(&self) -> bool {
         self.cell.kept_until_ms() > self.cx.wall_ms()

@@ -116,6 +116,8 @@ struct Group {
     last_tag: u64,
     bytes: u64,
     failed: Option<LogError>,
+    /// When it was begun, on the monotonic clock.
+    began: Duration,
 }
 
 struct Snapshot {
@@ -303,6 +305,7 @@ impl Cursors {
                 extensions: Extensions::default(),
                 body,
                 tag,
+                trace: None,
             };
             match (self.log.append(append, &self.sink), &mut sent) {
                 (Ok(at), None) => {
@@ -447,6 +450,7 @@ impl Cursors {
             last_tag: 0,
             bytes: 0,
             failed: None,
+            began: cx.now(),
         };
         let count = records.len() as u64;
         cx.shared.metrics.cursor_records.add(count, &[]);
@@ -503,6 +507,8 @@ impl Cursors {
             }
             return Written::Failed(error);
         }
+        let took = cx.now().saturating_sub(group.began).as_secs_f64();
+        cx.shared.metrics.acknowledge_seconds.record(took, &[]);
         self.pause = RETRY_MIN;
         self.bytes = self.bytes.saturating_add(group.bytes);
         let has_snapshot = group.snapshot.is_some();

@@ -24,6 +24,7 @@ use aquifer_runtime::budget::BytePermit;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
+use tracing::Span;
 
 use crate::bundle::ownership::Owned;
 use crate::error::BrokerError;
@@ -204,6 +205,8 @@ pub(crate) struct Body {
     pub(crate) bytes: Bytes,
     pub(crate) range: SequenceRange,
     pub(crate) said: Description,
+    /// Of what is done for it, where its trace is sampled.
+    pub(crate) span: Option<Box<Span>>,
 }
 
 /// One batch, checked, with its place in the receipts and its share of the budget.

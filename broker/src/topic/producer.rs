@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use aquifer_model::format::{describe, head_bytes};
 use aquifer_model::id::ProducerInstance;
-use aquifer_model::topic::ProducerName;
+use aquifer_model::topic::{ProducerName, TopicName};
 use aquifer_protocol_api::error::{ApiError, ApiResult};
 use aquifer_protocol_api::producer::{ProducerPort, PublishFrame, Receipt};
 use aquifer_runtime::budget::{ByteBudget, BytePermit};
+use aquifer_runtime::telemetry::trace;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -35,6 +36,7 @@ const FRAME_BYTES: usize = 512;
 pub(super) struct Port {
     pub(super) shared: Arc<Context>,
     pub(super) session: SessionId,
+    pub(super) topic: TopicName,
     pub(super) name: ProducerName,
     pub(super) instance: ProducerInstance,
     pub(super) next_number: u64,
@@ -151,7 +153,7 @@ impl Port {
         let body = if frame.number == expected {
             check_body(frame.format, frame.body, &self.name, self.instance).and_then(|body| {
                 self.limits.check(body.said.message_bytes_max)?;
-                Ok(body)
+                Ok(self.traced(body))
             })
         } else {
             Err(BrokerError::FrameNumber {
@@ -166,6 +168,26 @@ impl Port {
             bytes,
             received: self.shared.clock.monotonic(),
         }
+    }
+}
+
+impl Port {
+    /// Begins a span for a body whose trace is sampled, below that of its producer.
+    fn traced(&self, mut body: Body) -> Body {
+        if let Some(parent) = body.said.trace {
+            let span = tracing::info_span!(
+                target: trace::TARGET,
+                "store",
+                otel.kind = "server",
+                topic = %self.topic,
+                producer = %self.name,
+                messages = body.said.message_count,
+                bytes = body.bytes.len(),
+            );
+            trace::adopt(&span, parent);
+            body.span = Some(Box::new(span));
+        }
+        body
     }
 }
 
@@ -192,6 +214,7 @@ fn check_body(
         bytes,
         range: SequenceRange::from(&stamp),
         said,
+        span: None,
     })
 }
 

@@ -28,6 +28,8 @@ use aquifer_proto::v1::ProducerState;
 use aquifer_protocol_api::error::{ApiError, Outcome};
 use aquifer_protocol_api::producer::{OpenProducer, ProducerSession, StoredAt};
 use aquifer_runtime::budget::BytePermit;
+use aquifer_runtime::telemetry::trace;
+use tracing::Span;
 
 use crate::error::BrokerError;
 use crate::topic::context::TopicContext;
@@ -75,6 +77,8 @@ struct InFlight {
     bytes: u64,
     received: Duration,
     _permit: BytePermit,
+    /// Ends with the outcome.
+    _span: Option<Box<Span>>,
 }
 
 /// The frame that is appended, besides its body.
@@ -435,6 +439,7 @@ impl Appends {
             extensions: body.said.extensions,
             body: body.bytes,
             tag,
+            trace: body.span.as_deref().and_then(trace::context_of),
         };
         cx.log.append(append, &self.sink)?;
         self.next_tag += 1;
@@ -447,6 +452,7 @@ impl Appends {
             bytes,
             received: taken.received,
             _permit: permit,
+            _span: body.span,
         });
         Ok(tag)
     }

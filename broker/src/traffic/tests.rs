@@ -35,6 +35,7 @@ fn sample(hash: u32, messages: u64) -> Sample {
             sessions: 2,
             ..Counted::default()
         },
+        behind: Behind::default(),
     }
 }
 

@@ -168,6 +168,7 @@ async fn append_as_later_version(world: &TestWorld, flags: EntryFlags, entries: 
             extensions: Extensions::default(),
             body: "nobody here can read this".into(),
             tag: 0,
+            trace: None,
         };
         log.append(append, &sink).unwrap();
     }

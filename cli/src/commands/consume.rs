@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use aquifer_client::{Client, ClientError, Consumer, ReceivedMessage, SubscriptionType};
 use aquifer_runtime::clock::{self, Clock, SystemClock};
+use tracing::Span;
 
 use crate::args::{ConsumeArgs, SubscriptionTypeArg};
 use crate::commands::message::{self, Damage};
 use crate::connect::Connect;
 use crate::exit::CliError;
 use crate::output::Output;
+use crate::traced::traced;
 
 /// Messages that are printed and acknowledged together.
 const BATCH_MESSAGES: usize = 1_000;
@@ -27,6 +29,11 @@ const QUIET: Duration = Duration::from_millis(200);
 /// # Errors
 /// When the subscription cannot be used, standard output be written, or messages not be read.
 pub async fn run(args: ConsumeArgs, connect: &Connect, out: &Output) -> Result<(), CliError> {
+    let to = args.trace.clone();
+    traced(to, "aquifer-consume", consume(args, connect, out)).await
+}
+
+async fn consume(args: ConsumeArgs, connect: &Connect, out: &Output) -> Result<(), CliError> {
     let client = connect.client()?;
     client.connect().await?;
     let topic = args.topic.to_string();
@@ -87,6 +94,9 @@ impl Consuming<'_> {
             if let Some(end) = &mut self.end {
                 end.progressed();
             }
+            // They last until the messages are acknowledged.
+            let spans = batch.iter().map(ReceivedMessage::span);
+            let spans: Vec<Span> = spans.filter(|span| !span.is_disabled()).collect();
             let mut printed = 0;
             for received in &batch {
                 if self.printed.is_new(received) {
@@ -96,6 +106,7 @@ impl Consuming<'_> {
             }
             self.out.flush()?;
             self.acknowledge(&batch).await?;
+            drop(spans);
             progress.add(printed);
             left = left.saturating_sub(printed);
         }

@@ -17,6 +17,7 @@ use crate::perf::receive::{ReceiveLoad, Received};
 use crate::perf::stamp::Payload;
 use crate::perf::{Report, Until, disk, duration, e2e};
 use crate::roles::process::Signals;
+use crate::traced::traced;
 
 /// How long a load runs when nothing else is said.
 const DEFAULT_SECONDS: f64 = 10.0;
@@ -45,14 +46,26 @@ async fn measure(args: PerfArgs, connect: &Connect, out: &Output) -> Result<(), 
     match args.command {
         PerfCommand::Disk { dir, seconds } => disk::run(dir, seconds, out).await,
         PerfCommand::Produce(args) => {
-            let mut load = Load::new(args.load, connect).await?;
-            if let Some(topics) = args.topics {
-                load.spread(topics)?;
-            }
-            produce(&load, out).await
+            let to = args.load.trace.to.clone();
+            let work = async {
+                let mut load = Load::new(args.load, connect).await?;
+                if let Some(topics) = args.topics {
+                    load.spread(topics)?;
+                }
+                produce(&load, out).await
+            };
+            traced(to, "aquifer-perf", work).await
         }
-        PerfCommand::Consume(args) => consume(&Load::new(args, connect).await?, out).await,
-        PerfCommand::E2e(args) => end_to_end(&Load::new(args, connect).await?, out).await,
+        PerfCommand::Consume(args) => {
+            let to = args.trace.to.clone();
+            let work = async { consume(&Load::new(args, connect).await?, out).await };
+            traced(to, "aquifer-perf", work).await
+        }
+        PerfCommand::E2e(args) => {
+            let to = args.trace.to.clone();
+            let work = async { end_to_end(&Load::new(args, connect).await?, out).await };
+            traced(to, "aquifer-perf", work).await
+        }
     }
 }
 
@@ -121,6 +134,7 @@ impl Load {
             compression: compression(self.args.compression),
             payload: Payload::new(self.args.size),
             stamped,
+            trace_one_in: self.args.trace.one_in(),
         }
     }
 

@@ -20,6 +20,7 @@ use crate::args::{CompressionArg, ProduceArgs};
 use crate::connect::Connect;
 use crate::exit::CliError;
 use crate::output::{Output, Progress};
+use crate::traced::traced;
 
 use self::input::Input;
 use self::keys::{KeySource, Keyed};
@@ -36,6 +37,11 @@ const BUSY_PAUSE: Duration = Duration::from_millis(100);
 /// # Errors
 /// When a message was not acknowledged, or the input cannot be read.
 pub async fn run(args: ProduceArgs, connect: &Connect, out: &Output) -> Result<(), CliError> {
+    let to = args.trace.to.clone();
+    traced(to, "aquifer-produce", publish(args, connect, out)).await
+}
+
+async fn publish(args: ProduceArgs, connect: &Connect, out: &Output) -> Result<(), CliError> {
     let keys = KeySource::new(args.key, args.key_column, args.key_pointer)?;
     let total = (!args.messages.is_empty()).then_some(args.messages.len());
     let file = args.file.as_deref();
@@ -49,6 +55,7 @@ pub async fn run(args: ProduceArgs, connect: &Connect, out: &Output) -> Result<(
         .producer(&args.topic.to_string())
         .compression(compression(args.compression))
         .skip_stored(true)
+        .trace_one_in(args.trace.one_in())
         .send_timeout(Some(connect.timeout()));
     if let Some(name) = &args.producer_name {
         builder = builder.name(name.as_str());

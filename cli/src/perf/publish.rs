@@ -34,6 +34,8 @@ pub struct PublishLoad {
     pub payload: Payload,
     /// Whether payloads say when they were due.
     pub stamped: bool,
+    /// A trace is begun for one of this many messages; 0: for no message.
+    pub trace_one_in: u64,
 }
 
 /// What came of it.
@@ -104,6 +106,7 @@ impl PublishLoad {
             let builder = client
                 .producer(topic)
                 .compression(self.compression)
+                .trace_one_in(self.trace_one_in)
                 .messages_in_flight_max(self.window);
             producers.push(builder.open().await?);
         }

@@ -14,6 +14,7 @@ use aquifer_log::cache::EntryCache;
 use aquifer_log::context::{LogContext, LogSettings, LogShared};
 use aquifer_log::metrics::LogMetrics;
 use aquifer_metadata::lease::Lease;
+use aquifer_metadata::measured::{self, MeasuredStore};
 use aquifer_metadata::store::MetadataStore;
 use aquifer_model::listener::Listeners;
 use aquifer_protocol_api::BrokerApi;
@@ -115,8 +116,13 @@ pub fn ledger_context(
     tasks: &TaskGroup,
 ) -> Arc<LedgerContext> {
     telemetry.show_histograms(aquifer_ledger::metrics::HISTOGRAMS);
+    telemetry.show_histograms(measured::HISTOGRAMS);
+    let (clock, meter) = (
+        Arc::clone(&seams.clock),
+        telemetry.meter("aquifer_metadata"),
+    );
     Arc::new(LedgerContext {
-        store: storage.store,
+        store: Arc::new(MeasuredStore::new(storage.store, clock, &meter)),
         transport: storage.transport,
         bookies: storage.bookies,
         clock: Arc::clone(&seams.clock),

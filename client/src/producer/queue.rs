@@ -178,6 +178,7 @@ impl Queue {
             *readiness = Readiness::Full;
         }
         batch.highest = sequence_id;
+        batch.trace = batch.trace.or_else(|| message.trace());
         batch.cost.add(cost);
         let outcome = Arc::clone(&batch.outcome);
         self.last_assigned = Some(sequence_id);
@@ -266,6 +267,7 @@ impl Queue {
             outcome: Arc::new(BatchOutcome::default()),
             cost: Cost::default(),
             opened_at: now,
+            trace: None,
             state: State::Gathering {
                 builder: BatchBuilder::new(buffer, rows, payload),
                 readiness: Readiness::Open,
@@ -317,6 +319,7 @@ impl Queue {
                     builder,
                     lowest: batch.lowest,
                     highest: batch.highest,
+                    trace: batch.trace,
                     outcome: Arc::clone(&batch.outcome),
                 }))
             }

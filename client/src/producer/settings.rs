@@ -79,6 +79,8 @@ pub(crate) struct Settings {
     pub(crate) take_over: bool,
     pub(crate) initial_sequence_id: Option<u64>,
     pub(crate) skip_stored: bool,
+    /// A trace is begun for one of this many messages; 0: for no message.
+    pub(crate) trace_one_in: u64,
 }
 
 impl Default for Settings {
@@ -93,6 +95,7 @@ impl Default for Settings {
             take_over: false,
             initial_sequence_id: None,
             skip_stored: false,
+            trace_one_in: 0,
         }
     }
 }

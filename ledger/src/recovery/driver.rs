@@ -294,6 +294,7 @@ impl<'a> Run<'a> {
                         head: bytes::Bytes::new(),
                         body: stored.data.clone(),
                     },
+                    trace: None,
                 };
                 OrderedOperation::Add(add)
             }

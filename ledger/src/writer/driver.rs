@@ -23,6 +23,7 @@ use aquifer_model::quorum::Quorum;
 use aquifer_model::storage::{
     AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest,
 };
+use aquifer_model::trace::TraceContext;
 use aquifer_runtime::clock;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -96,6 +97,7 @@ struct State {
 struct Add {
     planned: PlannedAdd,
     data: EntryData,
+    trace: Option<TraceContext>,
     /// Computed when it is first sent, outside the lock.
     digest: Option<u32>,
     /// Round of the watcher in which it was added, or last got another bookie.
@@ -213,7 +215,8 @@ impl LedgerWriter {
     }
 
     /// Queues an entry; [`LedgerWriter::flush`] sends it. `None` once the writer is finished.
-    pub fn enqueue(&self, data: EntryData) -> Option<EntryId> {
+    /// `trace` goes to the bookies with it.
+    pub fn enqueue(&self, data: EntryData, trace: Option<TraceContext>) -> Option<EntryId> {
         let mut guard = self.inner.state.lock();
         let state = &mut *guard;
         let mut actions = Vec::new();
@@ -222,6 +225,7 @@ impl LedgerWriter {
         state.adds.push_back(Add {
             planned,
             data,
+            trace,
             digest: None,
             round: state.round,
         });
@@ -434,10 +438,13 @@ impl Inner {
                 state.take_batch()
             };
             let mut last: Option<AddEntry> = None;
-            for (outgoing, planned, data, digest) in batch {
+            for (outgoing, planned, data, digest, trace) in batch {
                 let add = match last.take().filter(|add| add.entry == planned.entry) {
                     Some(add) => add,
-                    None => self.add_entry(planned, data, digest),
+                    None => AddEntry {
+                        trace,
+                        ..self.add_entry(planned, data, digest)
+                    },
                 };
                 digests.push((add.entry, add.digest));
                 self.submit(outgoing, add.clone());
@@ -465,6 +472,7 @@ impl Inner {
                 recovery: false,
                 reserve,
                 data,
+                trace: None,
             },
         }
     }
@@ -567,7 +575,13 @@ impl Inner {
     }
 }
 
-type Ready = (Outgoing, PlannedAdd, EntryData, Option<u32>);
+type Ready = (
+    Outgoing,
+    PlannedAdd,
+    EntryData,
+    Option<u32>,
+    Option<TraceContext>,
+);
 
 impl State {
     /// Everything to send, with its data. What was let go of meanwhile needs no send; what a
@@ -578,7 +592,8 @@ impl State {
             .into_iter()
             .filter_map(|outgoing| {
                 let add = self.add_of(outgoing.entry)?;
-                Some((outgoing, add.planned, add.data.clone(), add.digest))
+                let data = add.data.clone();
+                Some((outgoing, add.planned, data, add.digest, add.trace))
             })
             .collect()
     }

@@ -64,6 +64,7 @@ async fn write(log: &TopicLog, records: &[Bytes]) -> Result<(), LogError> {
             extensions: Extensions::default(),
             body: record.clone(),
             tag,
+            trace: None,
         };
         log.append(append, &sink)?;
         let gone = || LogError::Unavailable("the process is shutting down".to_owned());

@@ -263,6 +263,7 @@ async fn heads_are_read_on_without_their_bodies() {
             extensions: extensions.build(),
             body: body(tag),
             tag,
+            trace: None,
         };
         owner.log.append(append, &owner.sink).unwrap();
     }

@@ -84,6 +84,7 @@ impl AppendSink for Watching {
                 extensions: Extensions::default(),
                 body: body(tag + 1),
                 tag: tag + 1,
+                trace: None,
             };
             log.append(append, &later).unwrap();
             let step = log.inner.next_step();
@@ -108,6 +109,7 @@ async fn a_rollover_waits_until_the_last_outcome_is_told() {
         extensions: Extensions::default(),
         body: body(0),
         tag: 0,
+        trace: None,
     };
     owner.log.append(append, &sink).unwrap();
     watching.told.notified().await;
@@ -148,6 +150,7 @@ async fn one_log(ctx: Arc<LogContext>, name: String) {
             extensions: Extensions::default(),
             body: body(tag),
             tag,
+            trace: None,
         };
         log.append(append, &sink).unwrap();
         if tag % 100 == 0 {

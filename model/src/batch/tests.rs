@@ -16,6 +16,7 @@ fn fields() -> BatchFields {
         replication_origin: Some(Bytes::from_static(b"r")),
         transaction_id: Some(Bytes::from_static(b"t")),
         encryption: Some(Bytes::from_static(b"e")),
+        trace: TraceContext::new([1; 16], [2; 8]),
         unknown: vec![(999, Bytes::from_static(b"later")), (1000, Bytes::new())],
     }
 }
@@ -64,6 +65,21 @@ fn golden_bytes_still_parse() {
     .unwrap();
     let hex: String = golden.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(hex, include_str!("golden_v1.hex").trim());
+}
+
+#[test]
+fn a_trace_is_24_bytes_that_are_not_zero() {
+    for value in [&[][..], &[0; 24], &[1; 23], &[1; 25]] {
+        let fields = BatchFields {
+            unknown: vec![(tag::TRACE, Bytes::copy_from_slice(value))],
+            ..BatchFields::default()
+        };
+        let batch = encode(&fields, &rows(), b"helloworld").unwrap();
+        assert_eq!(
+            Batch::parse(batch).err(),
+            Some(BatchError::Field(tag::TRACE))
+        );
+    }
 }
 
 #[test]

@@ -24,6 +24,10 @@ pub fn wire_request(request_id: u64, request: OrderedRequest) -> v1::OrderedRequ
             reserve: add.reserve,
             head: add.data.head,
             body: add.data.body,
+            trace: match add.trace {
+                Some(trace) => Bytes::copy_from_slice(&trace.to_bytes()),
+                None => Bytes::new(),
+            },
         }),
         OrderedOperation::Fence => Kind::Fence(v1::Fence {}),
         OrderedOperation::RecoveryRead(entry) => {

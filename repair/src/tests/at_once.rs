@@ -25,7 +25,7 @@ impl Cluster {
             head: Bytes::new(),
             body: Bytes::from(vec![b'x'; bytes]),
         };
-        assert!(ledger.writer.enqueue(data).is_some());
+        assert!(ledger.writer.enqueue(data, None).is_some());
         ledger.appended += 1;
         assert_eq!(ledger.append(0).await, None);
         self.close(&ledger).await;

@@ -1,11 +1,31 @@
 //! What the process uses, read from the operating system when metrics are rendered.
 
+use std::time::Duration;
+
+use opentelemetry::KeyValue;
 use opentelemetry::metrics::Meter;
+use tokio::runtime::RuntimeMetrics;
 
 use crate::clock::{Clock, SystemClock};
 
 /// Registers the gauges of the process; they live as long as the provider of the meter.
 pub(super) fn register(meter: &Meter) {
+    meter
+        .u64_observable_gauge("aquifer_build_info")
+        .with_description("1, with the version of the program")
+        .with_callback(|gauge| {
+            let version = KeyValue::new("version", env!("CARGO_PKG_VERSION"));
+            gauge.observe(1, &[version]);
+        })
+        .build();
+    meter
+        .u64_observable_gauge("aquifer_process_max_fds")
+        .with_description("File descriptors that the process may have open")
+        .with_callback(|gauge| {
+            let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+            gauge.observe(limit.current.unwrap_or(u64::MAX), &[]);
+        })
+        .build();
     meter
         .u64_observable_gauge("aquifer_process_resident_bytes")
         .with_description("Memory of the process that is in RAM")
@@ -20,7 +40,7 @@ pub(super) fn register(meter: &Meter) {
         .with_description("CPU time of all threads of the process")
         .with_callback(|counter| {
             let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-            if let Ok(time) = std::time::Duration::try_from(time) {
+            if let Ok(time) = Duration::try_from(time) {
                 counter.observe(time.as_secs_f64(), &[]);
             }
         })
@@ -38,6 +58,47 @@ pub(super) fn register(meter: &Meter) {
             if let Some(count) = open_fds() {
                 gauge.observe(count, &[]);
             }
+        })
+        .build();
+}
+
+/// Registers gauges of the runtime that is entered.
+pub(super) fn register_runtime(meter: &Meter) {
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+        return;
+    };
+    let number = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+    let gauge = |name: &'static str, about: &'static str, read: fn(&RuntimeMetrics) -> usize| {
+        let metrics = runtime.metrics();
+        meter
+            .u64_observable_gauge(name)
+            .with_description(about)
+            .with_callback(move |gauge| gauge.observe(number(read(&metrics)), &[]))
+            .build();
+    };
+    gauge(
+        "aquifer_runtime_workers",
+        "Threads that run tasks",
+        RuntimeMetrics::num_workers,
+    );
+    gauge(
+        "aquifer_runtime_tasks",
+        "Tasks that have not ended",
+        RuntimeMetrics::num_alive_tasks,
+    );
+    gauge(
+        "aquifer_runtime_queued_tasks",
+        "Tasks in the queue that workers share",
+        RuntimeMetrics::global_queue_depth,
+    );
+    let metrics = runtime.metrics();
+    meter
+        .f64_observable_counter("aquifer_runtime_busy_seconds_total")
+        .with_description("Time that workers have run tasks, all together")
+        .with_callback(move |counter| {
+            let busy = |worker| metrics.worker_total_busy_duration(worker);
+            let busy: Duration = (0..metrics.num_workers()).map(busy).sum();
+            counter.observe(busy.as_secs_f64(), &[]);
         })
         .build();
 }

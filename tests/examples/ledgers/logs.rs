@@ -148,6 +148,7 @@ pub async fn write(context: &Arc<LogContext>, topic: usize, shape: Shape) -> Res
             extensions: Extensions::default(),
             body: Bytes::from(vec![7; shape.payload_bytes]),
             tag,
+            trace: None,
         };
         log.append(append, &sink)?;
     }

@@ -78,6 +78,11 @@ impl Slot {
                 }
                 Some(entries) => {
                     self.reads.point = Some(point);
+                    if let Some(newest) = entries.last() {
+                        let age = cx.wall_ms().saturating_sub(newest.head.broker_time_ms);
+                        let age = Duration::from_millis(age).as_secs_f64();
+                        cx.shared.metrics.dispatch_seconds.record(age, &[]);
+                    }
                     self.deliver(cx, cursors, right, &read, &entries, room);
                 }
                 None => {

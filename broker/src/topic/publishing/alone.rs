@@ -164,6 +164,7 @@ impl Publishing {
             extensions: append.said.extensions,
             body: append.body,
             tag: in_flight.tag,
+            trace: append.said.trace,
         };
         if let Err(error) = cx.log.append(entry, &self.alone.sink) {
             if let Some(producer) = &in_flight.producer {

@@ -171,6 +171,7 @@ impl Publishing {
         let port = Port {
             shared: Arc::clone(&cx.shared),
             session: session_id,
+            topic: cx.name.clone(),
             name: name.clone(),
             instance: opener.instance,
             next_number: 1,

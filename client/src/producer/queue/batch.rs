@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use aquifer_model::batch::BatchBuilder;
 use aquifer_model::id::{EntryId, Index, LedgerId};
+use aquifer_model::trace::TraceContext;
 use aquifer_runtime::clock::Instant;
 use bytes::Bytes;
 
@@ -38,6 +39,8 @@ pub(super) struct Batch {
     pub(super) outcome: Arc<BatchOutcome>,
     pub(super) cost: Cost,
     pub(super) opened_at: Instant,
+    /// Of its first message that has one.
+    pub(super) trace: Option<TraceContext>,
     pub(super) state: State,
 }
 

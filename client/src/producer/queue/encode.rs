@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use aquifer_model::batch::{BatchBuilder, BatchFields, Compression};
 use aquifer_model::id::ProducerInstance;
+use aquifer_model::trace::TraceContext;
 use bytes::{Bytes, BytesMut};
 
 use crate::compression::compress;
@@ -16,6 +17,7 @@ pub(crate) struct Unsealed {
     pub(super) builder: BatchBuilder,
     pub(super) lowest: u64,
     pub(super) highest: u64,
+    pub(super) trace: Option<TraceContext>,
     /// Tells which batch it is.
     pub(super) outcome: Arc<BatchOutcome>,
 }
@@ -42,6 +44,7 @@ impl Unsealed {
                 None => Compression::None,
             },
             uncompressed_bytes: u32::try_from(payload.len()).unwrap_or(u32::MAX),
+            trace: self.trace,
             ..BatchFields::default()
         };
         let bytes = match packed {

@@ -316,6 +316,32 @@ fn receipts_out_of_order_break_the_session() {
 }
 
 /// Buffers of acknowledged batches are used again: a steady producer allocates none.
+/// The batch has the trace of its first message with one; what is not sampled has none.
+#[test]
+fn a_batch_belongs_to_the_trace_of_its_first_sampled_message() {
+    let traced = |context: &str| Message::new("m").property("traceparent", context);
+    let first = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let second = "00-0af7651916cd43dd8448eb211c80319d-b7ad6b7169203331-01";
+    let unsampled = "00-0af7651916cd43dd8448eb211c80319e-b7ad6b7169203331-00";
+    let trace_of = |messages: &[Message]| {
+        let now = Instant::now();
+        let mut queue = Queue::new(batching(1_000_000, true), None);
+        let session = begin(&mut queue);
+        for message in messages {
+            let wakers = &mut Wakers::default();
+            queue.append(message, cost(), || now, wakers).unwrap();
+        }
+        let frames = pull(&mut queue, session, now);
+        let batch = aquifer_model::batch::Batch::parse(frames[0].1.clone()).unwrap();
+        assert_eq!(batch.message_count() as usize, messages.len());
+        batch.fields().trace.map(|trace| trace.to_string())
+    };
+    let plain = Message::new("m").property("other", first);
+    assert_eq!(trace_of(&[plain.clone(), traced(unsampled)]), None);
+    let both = [plain, traced(unsampled), traced(first), traced(second)];
+    assert_eq!(trace_of(&both).as_deref(), Some(first));
+}
+
 #[test]
 fn acknowledged_buffers_are_reused() {
     let now = Instant::now();
