@@ -1,6 +1,6 @@
 //! The door: checks that need no ledger, and the budgets.
 //!
-//! An add for which there is no room is refused as `Overloaded`, or waits here for callers in this
+//! Each tenant has a part of the budget of adds. An add for which there is no room is refused as `Overloaded`, or waits here for callers in this
 //! process, which can keep what waits: a caller that is refused comes back after a pause, and the
 //! journal idles meanwhile.
 
@@ -12,7 +12,7 @@ use aquifer_model::limits::ENTRY_BYTES_MAX;
 use aquifer_model::storage::{
     BookieError, BookieResult, OrderedOperation, OrderedRequest, ReplyCallback,
 };
-use aquifer_runtime::budget::BytePermit;
+use aquifer_runtime::budget::{ByteBudget, BytePermit};
 use aquifer_runtime::clock;
 
 use crate::core::Core;
@@ -62,15 +62,14 @@ impl Core {
         if add.entry.0 == u64::MAX {
             return Err(BookieError::Invalid("entry id too large".to_owned()));
         }
-        let budget = if add.recovery {
-            &self.shared.control
+        let bytes = add.data.len() + REQUEST_BYTES;
+        let permit = if add.recovery {
+            self.shared.control.try_acquire(bytes)
         } else {
             self.shared.mode.check_class(add.reserve)?;
-            &self.shared.adds
+            room.or_else(|| self.shared.adds.of(request.tenant).try_acquire(bytes))
         };
-        let permit = room
-            .or_else(|| budget.try_acquire(add.data.len() + REQUEST_BYTES))
-            .ok_or(BookieError::Overloaded)?;
+        let permit = permit.ok_or(BookieError::Overloaded)?;
         if !add.is_intact(request.ledger) {
             return Err(BookieError::Digest(format!(
                 "entry {}:{} as it arrived",
@@ -88,7 +87,7 @@ impl Core {
     ) -> Option<(OrderedRequest, ReplyCallback)> {
         let taken = |(_, reserve): &(usize, bool)| self.shared.mode.check_class(*reserve).is_ok();
         let room = match room_of(&request).filter(taken) {
-            Some((bytes, _)) => match self.shared.adds.try_acquire(bytes) {
+            Some((bytes, _)) => match self.shared.adds.of(request.tenant).try_acquire(bytes) {
                 Some(room) => Some(room),
                 None => return Some((request, reply)),
             },
@@ -106,15 +105,23 @@ impl Core {
         reply: ReplyCallback,
     ) {
         let room = match room_of(&request) {
-            Some((bytes, reserve)) => self.wait_for_room(bytes, reserve).await,
+            Some((bytes, reserve)) => {
+                let budget = self.shared.adds.of(request.tenant);
+                self.wait_for_room(&budget, bytes, reserve).await
+            }
             None => None,
         };
         self.submit_into(room, request, reply);
     }
 
-    async fn wait_for_room(&self, bytes: usize, reserve: bool) -> Option<BytePermit> {
+    async fn wait_for_room(
+        &self,
+        budget: &ByteBudget,
+        bytes: usize,
+        reserve: bool,
+    ) -> Option<BytePermit> {
         while self.shared.mode.check().is_ok() && self.shared.mode.check_class(reserve).is_ok() {
-            if let Ok(room) = clock::timeout(LOOK, self.shared.adds.acquire(bytes)).await {
+            if let Ok(room) = clock::timeout(LOOK, budget.acquire(bytes)).await {
                 return Some(room);
             }
         }

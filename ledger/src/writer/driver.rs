@@ -18,7 +18,7 @@ use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use aquifer_model::entry::EntryData;
-use aquifer_model::id::{BookieId, CreationToken, EntryId, LedgerId};
+use aquifer_model::id::{BookieId, CreationToken, EntryId, LedgerId, TenantKey};
 use aquifer_model::quorum::Quorum;
 use aquifer_model::storage::{
     AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest,
@@ -55,6 +55,7 @@ struct Inner {
     runtime: Handle,
     ledger: LedgerId,
     token: CreationToken,
+    tenant: TenantKey,
     /// Whether its entries may use the room that full bookies keep back.
     reserve: bool,
     guards: Guards,
@@ -169,6 +170,7 @@ impl LedgerWriter {
                 runtime: Handle::current(),
                 ledger: info.id,
                 token: info.token,
+                tenant: TenantKey::of_home(&info.home),
                 reserve: uses_reserve,
                 guards,
                 owner,
@@ -474,6 +476,7 @@ impl Inner {
         let request = OrderedRequest {
             ledger: self.ledger,
             token: self.token,
+            tenant: self.tenant,
             operation: OrderedOperation::Add(add),
         };
         let reply = Box::new(move |result| inner.replied(outgoing, result));
