@@ -31,6 +31,8 @@ pub struct Load {
     topic: Option<String>,
     topics: Option<usize>,
     consumers: usize,
+    /// How it shows who it is.
+    credentials: Vec<String>,
 }
 
 /// Latencies in microseconds.
@@ -98,7 +100,14 @@ impl Load {
             topic: None,
             topics: None,
             consumers: 1,
+            credentials: Vec::new(),
         }
+    }
+
+    /// With these arguments for TLS and authentication.
+    pub fn credentials(mut self, arguments: &[String]) -> Load {
+        self.credentials = arguments.to_vec();
+        self
     }
 
     /// On a topic that stays.
@@ -164,6 +173,7 @@ impl Load {
         words.extend(self.rate.map(|rate| format!("--rate={rate}")));
         words.extend(self.topic.as_ref().map(|topic| format!("--topic={topic}")));
         words.extend(self.topics.map(|topics| format!("--topics={topics}")));
+        words.extend(self.credentials.iter().cloned());
         if self.consumers > 1 {
             words.push(format!("--consumers={}", self.consumers));
         }
