@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use aquifer_bookie::{Bookie, BookieConfig, BookieDeps};
 use aquifer_model::entry::EntryData;
-use aquifer_model::id::{CreationToken, EntryId, LedgerId};
+use aquifer_model::id::{CreationToken, EntryId, LedgerId, TenantKey};
 use aquifer_model::storage::{AddEntry, BookieError, OrderedOperation, OrderedRequest, ReadRange};
 use aquifer_runtime::clock::{Clock, SystemClock};
 use aquifer_runtime::disk::RealDisk;
@@ -60,6 +60,7 @@ impl Run {
         let request = OrderedRequest {
             ledger,
             token: CreationToken([1; 16]),
+            tenant: TenantKey::UNKNOWN,
             operation: OrderedOperation::Add(add),
         };
         let run = Arc::clone(self);

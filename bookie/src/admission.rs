@@ -1,5 +1,6 @@
-//! The way of an ordered request into the journal: the door (`door.rs`), a decision under the
-//! ledger's lock, the journal's queue; and what must be asked before that (`ask.rs`).
+//! The way of an ordered request into the journal: the door (`door.rs`), the turn of its tenant
+//! (`turns.rs`), a decision under the ledger's lock, the journal's queue; and what must be asked
+//! before that (`ask.rs`).
 //!
 //! Invariant (H3): the decision about a request and its place in the journal's queue are one
 //! critical section of its ledger. Requests that must look into the store first keep the ledger
@@ -7,6 +8,7 @@
 
 mod ask;
 mod door;
+pub(crate) mod turns;
 
 use std::sync::Arc;
 
@@ -53,12 +55,46 @@ impl Slot {
 impl Core {
     /// Queues a request that was let in, behind what waits for its ledger.
     fn enter(self: &Arc<Self>, request: OrderedRequest, reply: ReplyCallback, permit: BytePermit) {
-        let ledger = request.ledger;
-        let waiting = Waiting {
+        self.take_turn(Waiting {
             request,
             reply,
             permit,
+        });
+    }
+
+    /// Lets a request in, or has it wait for its turn.
+    fn take_turn(self: &Arc<Self>, waiting: Waiting) {
+        let (shared, tenant) = (&self.shared, waiting.request.tenant);
+        let synced = shared.progress.synced.get();
+        let queued = shared.queue.bytes();
+        if !shared.turns.must_wait(tenant, synced, queued) {
+            self.begin(waiting);
+            return;
+        }
+        let data = match &waiting.request.operation {
+            OrderedOperation::Add(add) => add.data.len(),
+            OrderedOperation::Fence
+            | OrderedOperation::RecoveryRead(_)
+            | OrderedOperation::WriteLac(_)
+            | OrderedOperation::Delete => 0,
         };
+        shared.turns.push(door::REQUEST_BYTES + data, waiting);
+        self.serve_turns();
+    }
+
+    /// Lets in what waits for its turn, as far as the journal has room for it.
+    pub(crate) fn serve_turns(self: &Arc<Self>) {
+        let (turns, journal) = (&self.shared.turns, &self.shared.queue);
+        let mut is_mine = false;
+        while let Some(waiting) = turns.next(is_mine, || journal.bytes()) {
+            is_mine = true;
+            self.begin(waiting);
+        }
+    }
+
+    /// Begins with a request whose turn it is.
+    fn begin(self: &Arc<Self>, waiting: Waiting) {
+        let ledger = waiting.request.ledger;
         let mut guard = self.shared.ledgers.lock(ledger);
         let slot = guard.slot();
         if slot.busy {

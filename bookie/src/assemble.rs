@@ -68,6 +68,13 @@ pub(crate) fn start(
         }),
         shared,
     });
+    // Not the core itself: what is shared does not keep the bookie running.
+    let serves = Arc::downgrade(&core);
+    core.shared.turns.serve_with(move || {
+        if let Some(core) = serves.upgrade() {
+            core.serve_turns();
+        }
+    });
     let journal = JournalThread::new(&core.shared, deps.rng.clone(), replayed.tail);
     let thread_error = io_error(&core.shared.config.data_dir);
     spawn_threads(&core, journal, housekeeper).map_err(thread_error)?;
@@ -105,5 +112,6 @@ fn vital(
         for item in shared.queue.abandon(error.clone()) {
             item.completion.run(Err(error.clone()));
         }
+        shared.turns.journal_took();
     })
 }

@@ -113,6 +113,7 @@ impl Core {
         join(threads.scrubber.take());
         self.shared.queue.close(BookieError::ShuttingDown);
         join(threads.journal.take());
+        self.shared.turns.refuse_all(&BookieError::ShuttingDown);
         self.shared.stop.wake();
         self.shared.apply_queue.close();
         join(threads.applier.take());
@@ -137,6 +138,7 @@ impl Core {
         let mut threads = self.threads.lock();
         join(threads.scrubber.take());
         join(threads.journal.take());
+        self.shared.turns.refuse_all(&BookieError::ShuttingDown);
         join(threads.applier.take());
         join(threads.checkpointer.take());
         join(threads.housekeeper.take());

@@ -6,11 +6,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use aquifer_model::id::{BookieId, LedgerId};
-use aquifer_runtime::budget::ByteBudget;
+use aquifer_model::id::{BookieId, LedgerId, TenantKey};
+use aquifer_runtime::budget::{BudgetParts, ByteBudget};
 use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::disk::SharedDisk;
 
+use crate::admission::turns::Turns;
 use crate::apply::queue::ApplyQueue;
 use crate::config::BookieConfig;
 use crate::damage::Damage;
@@ -49,6 +50,8 @@ pub struct Shared {
     /// Buffers of commits; commits in flight hold it, too.
     pub pool: Arc<BlockPool>,
 
+    /// Requests that wait for their turn.
+    pub turns: Turns,
     /// Requests that wait for the journal.
     pub queue: JournalQueue,
     /// Commits that wait for the store.
@@ -64,8 +67,8 @@ pub struct Shared {
     pub progress: Progress,
     /// Bytes applied since the last look at what is durable.
     pub unflushed_bytes: AtomicUsize,
-    /// Bytes of normal adds between their arrival and the store.
-    pub adds: ByteBudget,
+    /// Bytes of normal adds between their arrival and the store, by tenant.
+    pub adds: BudgetParts<TenantKey>,
     /// The same of fences, recovery and deletions.
     pub control: ByteBudget,
 
@@ -137,6 +140,7 @@ impl Shared {
             segments: found.segments,
             mark: found.mark,
             pool: Arc::default(),
+            turns: Turns::new(config.commit_bytes_max),
             queue: JournalQueue::default(),
             apply_queue: ApplyQueue::default(),
             ledgers: LedgerTable::new(config.ledgers_cached_max),
@@ -144,7 +148,7 @@ impl Shared {
             deletions: Deletions::default(),
             progress: Progress::default(),
             unflushed_bytes: AtomicUsize::default(),
-            adds: ByteBudget::new(config.bytes_in_flight_max),
+            adds: BudgetParts::new(ByteBudget::new(config.bytes_in_flight_max)),
             control: ByteBudget::new(config.control_bytes_in_flight_max),
             mode: Mode::default(),
             damage: Damage::new(found.damage),
@@ -169,7 +173,7 @@ impl Shared {
 
     /// Bytes between their arrival and the store.
     pub fn bytes_in_flight(&self) -> u64 {
-        let bytes = self.adds.used_bytes() + self.control.used_bytes();
+        let bytes = self.adds.whole().used_bytes() + self.control.used_bytes();
         u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 

@@ -12,13 +12,14 @@ mod presence;
 mod rot;
 mod scrub;
 mod space;
+mod turns;
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
 use aquifer_model::entry::EntryData;
-use aquifer_model::id::{CreationToken, EntryId, LedgerId};
+use aquifer_model::id::{CreationToken, EntryId, LedgerId, TenantKey};
 use aquifer_model::storage::{
     AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest, ReadBatch,
     ReadRange, StoredEntry,
@@ -124,6 +125,7 @@ pub(crate) fn request(ledger: u64, operation: OrderedOperation) -> OrderedReques
     OrderedRequest {
         ledger: LedgerId(ledger),
         token: token(ledger),
+        tenant: TenantKey::UNKNOWN,
         operation,
     }
 }

@@ -12,6 +12,7 @@ use crate::config::BrokerConfig;
 use crate::context::{BrokerDeps, Context};
 use crate::error::BrokerError;
 use crate::offload;
+use crate::quota::dividing;
 use crate::sweep;
 use crate::topics::Topics;
 
@@ -39,6 +40,7 @@ impl Broker {
             watch::start(&topics);
         }
         balance::start(&topics, lease);
+        dividing::start(topics.shared());
         sweep::start(&topics);
         offload::start(&shared);
         let broker = Arc::new(Broker { shared, topics });

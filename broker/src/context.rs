@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use aquifer_log::context::LogContext;
 use aquifer_metadata::lease::Lease;
-use aquifer_model::id::BrokerId;
+use aquifer_model::id::{BrokerId, TenantKey};
 use aquifer_model::topic::TopicName;
-use aquifer_runtime::budget::ByteBudget;
+use aquifer_runtime::budget::{BudgetParts, ByteBudget};
 use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::net::tls::ServerTls;
 use aquifer_runtime::rng::SharedRng;
@@ -66,10 +66,10 @@ pub(crate) struct Context {
     pub(crate) rng: SharedRng,
     pub(crate) tasks: TaskGroup,
     pub(crate) metrics: BrokerMetrics,
-    /// Bytes of published batches that storage does not have yet.
-    pub(crate) publish_budget: ByteBudget,
-    /// Bytes that reads of backlogs may hold until they are handed to consumers.
-    pub(crate) read_budget: ByteBudget,
+    /// Bytes of published batches that storage does not have yet, by tenant.
+    pub(crate) publish_budget: BudgetParts<TenantKey>,
+    /// Bytes that reads of backlogs may hold until they are handed to consumers, by tenant.
+    pub(crate) read_budget: BudgetParts<TenantKey>,
     pub(crate) namespaces: Namespaces,
     /// Rates that topics of a tenant or a namespace share.
     pub(crate) aggregates: Aggregates,
@@ -137,8 +137,8 @@ impl Context {
         Ok(Arc::new(Context {
             id,
             metrics: BrokerMetrics::new(&deps.meter),
-            publish_budget,
-            read_budget,
+            publish_budget: BudgetParts::new(publish_budget),
+            read_budget: BudgetParts::new(read_budget),
             namespaces,
             aggregates: Aggregates::default(),
             topic_counts: TopicCounts::default(),

@@ -14,6 +14,8 @@
 //!   compared, and never while anything waits.
 
 pub(crate) mod backlog;
+pub(crate) mod dividing;
+mod division;
 pub(crate) mod pacing;
 pub(crate) mod producers;
 pub(crate) mod publish_limits;
@@ -120,6 +122,9 @@ pub(crate) struct Limiter {
     rate: Rate,
     messages: Option<Bucket>,
     bytes: Option<Bucket>,
+    /// What it has let pass, and whether something had to wait, since this was asked last.
+    passed: Cost,
+    has_waited: bool,
 }
 
 impl Limiter {
@@ -129,6 +134,8 @@ impl Limiter {
             rate: Rate::UNLIMITED,
             messages: None,
             bytes: None,
+            passed: Cost::NONE,
+            has_waited: false,
         }
     }
 
@@ -162,7 +169,15 @@ impl Limiter {
                 .as_mut()
                 .map_or(Duration::ZERO, |bucket| bucket.wait(now))
         };
-        wait(&mut self.messages).max(wait(&mut self.bytes))
+        let wait = wait(&mut self.messages).max(wait(&mut self.bytes));
+        self.has_waited |= !wait.is_zero();
+        wait
+    }
+
+    /// What has passed, and whether something had to wait, since this was asked last.
+    pub(crate) fn take_use(&mut self) -> (Cost, bool) {
+        let passed = std::mem::replace(&mut self.passed, Cost::NONE);
+        (passed, std::mem::take(&mut self.has_waited))
     }
 
     /// Whether nothing of its rate is used: another one with the same rate is the same.
@@ -174,6 +189,8 @@ impl Limiter {
 
     /// Takes what something costs that passes.
     pub(crate) fn take(&mut self, cost: Cost) {
+        self.passed.messages = self.passed.messages.saturating_add(cost.messages);
+        self.passed.bytes = self.passed.bytes.saturating_add(cost.bytes);
         if let Some(bucket) = &mut self.messages {
             bucket.take(cost.messages);
         }
@@ -184,6 +201,10 @@ impl Limiter {
 
     /// Corrects what was taken beforehand for something that has cost `used` in the end.
     pub(crate) fn correct(&mut self, taken: Cost, used: Cost) {
+        let correct =
+            |passed: u64, taken: u64, used: u64| passed.saturating_add(used).saturating_sub(taken);
+        self.passed.messages = correct(self.passed.messages, taken.messages, used.messages);
+        self.passed.bytes = correct(self.passed.bytes, taken.bytes, used.bytes);
         for (bucket, taken, used) in [
             (&mut self.messages, taken.messages, used.messages),
             (&mut self.bytes, taken.bytes, used.bytes),

@@ -181,7 +181,7 @@ impl Addresses {
 mod tests {
     use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
     use aquifer_metadata::store::Expect;
-    use aquifer_model::id::{CreationToken, LedgerId};
+    use aquifer_model::id::{CreationToken, LedgerId, TenantKey};
     use aquifer_model::storage::{OrderedOperation, OrderedRequest};
     use aquifer_runtime::clock::{SystemClock, timeout};
     use aquifer_runtime::disk::{Disk, SimDisk};
@@ -238,6 +238,7 @@ mod tests {
         let request = OrderedRequest {
             ledger: LedgerId(1),
             token: CreationToken([0; 16]),
+            tenant: TenantKey::UNKNOWN,
             operation: OrderedOperation::Fence,
         };
         let reply = move |outcome: Result<_, _>| drop(sender.send(outcome));

@@ -19,7 +19,7 @@ use aquifer_metadata::store::{
 };
 use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_metadata::{keys, record};
-use aquifer_model::id::{BookieId, CreationToken, LedgerId};
+use aquifer_model::id::{BookieId, CreationToken, LedgerId, TenantKey};
 use aquifer_model::storage::{BookieError, OrderedOperation, OrderedRequest};
 use aquifer_proto::v1;
 use aquifer_runtime::clock;
@@ -450,6 +450,7 @@ fn ask_to_delete(
     let request = OrderedRequest {
         ledger: intent.ledger,
         token: intent.token,
+        tenant: TenantKey::of_home(&intent.home),
         operation: OrderedOperation::Delete,
     };
     ctx.transport.submit(

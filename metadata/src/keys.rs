@@ -56,6 +56,8 @@ pub enum Key {
     SegmentPage(TopicName, TopicIncarnation, u32),
     /// `p/T`, `p/T/N`, `p/T/N/NAME`: the policies of a tenant, a namespace, a topic.
     Policies(PolicyScope),
+    /// `rates/T`, `rates/T/N`: how brokers divide the rate of a tenant, a namespace.
+    RateShares(PolicyScope),
     /// `l/ID`: a ledger.
     Ledger(LedgerId),
     /// `own/T/N/RANGE`: the owner of a bundle.
@@ -154,6 +156,16 @@ pub fn policies(scope: &PolicyScope) -> String {
 
 /// What begins the key of all policies.
 pub const POLICIES_PREFIX: &str = "p/";
+
+/// Key of how brokers divide the rate of a tenant or a namespace; a topic's is not divided.
+pub fn rate_shares(scope: &PolicyScope) -> String {
+    let policies = policies(scope);
+    let scope = policies.strip_prefix(POLICIES_PREFIX);
+    format!("{RATE_SHARES_PREFIX}{}", scope.unwrap_or_default())
+}
+
+/// What begins the keys of how brokers divide rates.
+pub const RATE_SHARES_PREFIX: &str = "rates/";
 
 /// Key of a topic.
 pub fn topic(topic: &TopicName) -> String {
@@ -446,7 +458,9 @@ pub fn partition_of(key: &str) -> MetadataResult<Partition<'_>> {
         Key::Namespace(namespace) | Key::BundleOwner(namespace, _) => {
             Partition::Named(partition_of_namespace(&namespace).into())
         }
-        Key::Policies(scope) => Partition::Named(partition_of_policies(&scope).into()),
+        Key::Policies(scope) | Key::RateShares(scope) => {
+            Partition::Named(partition_of_policies(&scope).into())
+        }
         Key::Topic(topic)
         | Key::SegmentPage(topic, ..)
         | Key::Schema(topic, _)
@@ -504,6 +518,7 @@ impl fmt::Display for Key {
             Key::Topic(name) => topic(name),
             Key::SegmentPage(name, incarnation, page) => segment_page(name, *incarnation, *page),
             Key::Policies(scope) => policies(scope),
+            Key::RateShares(scope) => rate_shares(scope),
             Key::Ledger(id) => ledger(*id),
             Key::BundleOwner(namespace, range) => bundle_owner(namespace, *range),
             Key::Broker(id) => broker(*id),
@@ -580,6 +595,10 @@ fn parse(text: &str) -> Option<Key> {
         ["cookies", id] => Key::Cookie(id.parse().ok()?),
         ["s", tenant, namespace, topic, version] => {
             Key::Schema(topic_name(tenant, namespace, topic)?, version.parse().ok()?)
+        }
+        ["rates", tenant] => Key::RateShares(PolicyScope::Tenant(name(tenant)?)),
+        ["rates", tenant, namespace] => {
+            Key::RateShares(PolicyScope::Namespace(namespace_name(tenant, namespace)?))
         }
         ["u", id] => Key::UnderReplicated(ledger_id(id)?),
         ["locations", number] => Key::Location(number.parse().ok()?),

@@ -52,6 +52,28 @@ impl Index {
 #[serde(transparent)]
 pub struct OwnerEpoch(pub u64);
 
+/// Stands for a tenant where only shares are decided: a hash of its name. Two tenants with the same
+/// key share a share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct TenantKey(pub u32);
+
+impl TenantKey {
+    /// Of requests that name no tenant: all of them are one.
+    pub const UNKNOWN: TenantKey = TenantKey(0);
+
+    /// The key of a tenant.
+    #[must_use]
+    pub fn of(tenant: &str) -> TenantKey {
+        TenantKey(crate::checksum::crc32c(tenant.as_bytes()))
+    }
+
+    /// The key of the tenant of a namespace, or of what is in one, by a name that begins with it.
+    #[must_use]
+    pub fn of_home(home: &str) -> TenantKey {
+        TenantKey::of(home.split('/').next().unwrap_or_default())
+    }
+}
+
 /// Counts the seeks of a subscription; acknowledgements of an older one are dropped (H12).
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,

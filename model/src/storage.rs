@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use crate::checksum;
 use crate::entry::EntryData;
-use crate::id::{CreationToken, EntryId, LedgerId};
+use crate::id::{CreationToken, EntryId, LedgerId, TenantKey};
 use crate::trace::TraceContext;
 
 /// A request of the ordered stream of one client to one bookie: requests for a ledger take effect
@@ -19,6 +19,9 @@ pub struct OrderedRequest {
     pub ledger: LedgerId,
     /// Its creation token; the bookie stores the first and refuses another (H14).
     pub token: CreationToken,
+    /// Whose share of the bookie it takes. Requests for a ledger name the same, so that they keep
+    /// their order.
+    pub tenant: TenantKey,
     /// What to do.
     pub operation: OrderedOperation,
 }

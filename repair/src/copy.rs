@@ -12,7 +12,7 @@ use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::ledger_metadata::{LedgerInfo, LedgerState};
 use aquifer_ledger::members::Members;
 use aquifer_model::entry::EntryData;
-use aquifer_model::id::{BookieId, EntryId};
+use aquifer_model::id::{BookieId, EntryId, TenantKey};
 use aquifer_model::limits::ENTRY_BYTES_MAX;
 use aquifer_model::storage::{
     AddEntry, BookieError, BookieResult, OrderedOperation, OrderedRequest, Presence, PresenceRange,
@@ -448,6 +448,7 @@ impl<'a> Copier<'a> {
         let request = OrderedRequest {
             ledger: self.info.id,
             token: self.info.token,
+            tenant: TenantKey::of_home(&self.info.home),
             operation: OrderedOperation::Add(add),
         };
         let reply = Box::new(move |result: BookieResult<_>| drop(tell.send(result.map(drop))));

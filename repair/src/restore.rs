@@ -24,7 +24,7 @@ use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
 use aquifer_ledger::marks;
 use aquifer_ledger::members::Members;
 use aquifer_ledger::recovery::driver::close_by_recovery;
-use aquifer_model::id::{BookieId, CreationToken, EntryId, LedgerId};
+use aquifer_model::id::{BookieId, CreationToken, EntryId, LedgerId, TenantKey};
 use aquifer_model::storage::{BookieError, OrderedOperation, OrderedRequest};
 use aquifer_runtime::clock;
 use roaring::RoaringTreemap;
@@ -237,6 +237,7 @@ impl Restore {
         let request = OrderedRequest {
             ledger,
             token,
+            tenant: TenantKey::UNKNOWN,
             operation: OrderedOperation::Fence,
         };
         let reply = Box::new(move |outcome| drop(tell.send(outcome)));

@@ -8,11 +8,22 @@
 //! keep what they have, one small request each beside, leave the others one such request at a time:
 //! slow, but never stopped, until those requests alone fill the reserve.
 //!
-//! Acquiring waits in first-come order within a child, and in turns between children. A large
-//! request that no moment has room for collects bytes as they come back, and leaves
+//! A *part* is a child of the root for one of those that share the process, a tenant, with
+//! children of its own. All but the reserve is divided equally between the parts that hold
+//! something, a part alone may have all of that, and what the others leave is lent. Of the reserve
+//! a part may take as much as it leaves of it. So one that holds little gets bytes at once, whatever
+//! the others hold and however many children they have. Children of a part share in the same way
+//! what the part may have.
+//!
+//! Acquiring waits in first-come order within a child, and in turns of equal bytes between parts,
+//! and between children without a part (`turns.rs`). Children of a part take turns within it. A
+//! large request that no moment has room for collects bytes as they come back, and leaves
 //! `1 / COLLECT_FLOOR` of the capacity to small ones meanwhile: it is not starved, nor are they.
 
-use std::collections::{HashMap, VecDeque};
+mod parts;
+mod turns;
+
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,8 +32,15 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::{Mutex, MutexGuard};
 
+pub use parts::BudgetParts;
+use turns::{Turns, Visit};
+
 /// A child may hold this many times the bytes that its parent has free.
 const SHARE: usize = 2;
+/// A child of a part may hold this many times the bytes that it leaves to the others.
+const SHARE_IN_PART: usize = 4;
+/// This part of what a part may have is for its children that hold nothing.
+const PART_RESERVE: usize = 8;
 /// This part of the root is for small requests of children that hold nothing.
 const RESERVE: usize = 4;
 /// A request is small up to this part of the root's capacity.
@@ -51,6 +69,9 @@ struct Node {
     /// Changed only while the tree is locked.
     used_bytes: AtomicUsize,
     parent: Option<Arc<Node>>,
+    is_part: bool,
+    /// Of a root: parts that hold something. Changed only while the tree is locked.
+    parts_in_use: AtomicUsize,
     tree: Arc<Mutex<Tree>>,
 }
 
@@ -58,19 +79,10 @@ struct Node {
 #[derive(Debug, Default)]
 struct Tree {
     waiters: HashMap<u64, Waiter>,
-    queues: HashMap<u64, Queue>,
-    /// Nodes with a queue, in the order of their turns.
-    turns: VecDeque<u64>,
+    turns: Turns,
     /// The request that collects. There is one at a time: two could wait for each other.
     collector: Option<u64>,
     next_id: u64,
-}
-
-/// The requests of one node that wait, oldest first.
-#[derive(Debug)]
-struct Queue {
-    node: Arc<Node>,
-    tickets: VecDeque<u64>,
 }
 
 #[derive(Debug)]
@@ -92,6 +104,8 @@ impl ByteBudget {
                 capacity_bytes,
                 used_bytes: AtomicUsize::new(0),
                 parent: None,
+                is_part: false,
+                parts_in_use: AtomicUsize::new(0),
                 tree: Arc::new(Mutex::new(Tree {
                     next_id: 1,
                     ..Tree::default()
@@ -103,6 +117,17 @@ impl ByteBudget {
     /// A part of this budget: holds at most `capacity_bytes`, and no more than its share.
     #[must_use]
     pub fn child(&self, capacity_bytes: usize) -> ByteBudget {
+        self.below(capacity_bytes, false)
+    }
+
+    /// The part of one of those that share a whole budget (see the module); of a budget that is
+    /// itself a part of another, a child.
+    #[must_use]
+    pub fn part(&self) -> ByteBudget {
+        self.below(self.node.capacity_bytes, self.node.parent.is_none())
+    }
+
+    fn below(&self, capacity_bytes: usize, is_part: bool) -> ByteBudget {
         let tree = Arc::clone(&self.node.tree);
         let id = tree.lock().draw_id();
         ByteBudget {
@@ -111,6 +136,8 @@ impl ByteBudget {
                 capacity_bytes: capacity_bytes.min(self.node.capacity_bytes),
                 used_bytes: AtomicUsize::new(0),
                 parent: Some(Arc::clone(&self.node)),
+                is_part,
+                parts_in_use: AtomicUsize::new(0),
                 tree,
             }),
         }
@@ -147,6 +174,11 @@ impl ByteBudget {
         self.node.capacity_bytes
     }
 
+    /// Whether it has permits, children, or other handles than this one.
+    fn is_in_use(&self) -> bool {
+        Arc::strong_count(&self.node) > 1
+    }
+
     /// Bytes that this budget may take now.
     #[must_use]
     pub fn room_bytes(&self) -> usize {
@@ -168,18 +200,45 @@ impl Node {
         let Some(parent) = &self.parent else {
             return own;
         };
-        let free = parent.room_for_children(collected);
         let held = used.saturating_sub(collected);
-        let share = free.saturating_mul(SHARE).saturating_sub(held) / (1 + SHARE);
+        let free = parent.room_for_children(collected);
+        let share = match (self.is_part, parent.is_part) {
+            (true, _) => {
+                let equal = self.equal_part().saturating_sub(held).min(free);
+                let lent = of_share(free, SHARE, held);
+                equal.max(lent).max(parent.promised(held))
+            }
+            (false, true) => of_share(free, SHARE_IN_PART, held),
+            (false, false) => of_share(free, SHARE, held),
+        };
         own.min(share)
     }
 
     fn room_for_children(&self, collected: usize) -> usize {
         let room = self.room(collected);
-        match self.parent {
-            Some(_) => room,
-            None => room.saturating_sub(self.reserve()),
+        match (&self.parent, self.is_part) {
+            (None, _) => room.saturating_sub(self.reserve()),
+            (Some(_), true) => room.saturating_sub((room + self.used()) / PART_RESERVE),
+            (Some(_), false) => room,
         }
+    }
+
+    /// How much of the reserve of this root a part that holds `held` may still take: as long as it
+    /// holds no more than it leaves of that.
+    fn promised(&self, held: usize) -> usize {
+        of_share(self.reserve().min(self.free()), 1, held)
+    }
+
+    /// What each part has of the root when it is divided equally, this one included.
+    fn equal_part(&self) -> usize {
+        let root = self.root();
+        let others = usize::from(self.used() == 0);
+        let parts = root.parts_in_use.load(Ordering::Relaxed) + others;
+        (root.capacity_bytes - root.reserve()) / parts.max(1)
+    }
+
+    fn free(&self) -> usize {
+        self.capacity_bytes.saturating_sub(self.used())
     }
 
     /// How much a request of `bytes` that has `collected` a part of itself may take now: one of a
@@ -192,14 +251,20 @@ impl Node {
             return self.room(collected);
         }
         let root = self.root();
-        let kept = match bytes {
-            small if small <= root.capacity_bytes / SMALL => 0,
-            large if large > root.capacity_bytes - root.reserve() => 0,
-            _ => root.reserve() / 2,
+        let own = self.path().map(Node::free).min().unwrap_or(0);
+        let mut parts = self.path().filter(|node| node.is_part);
+        let busy = parts.find(|part| part.used() > collected);
+        let is_large = |part: &Node| bytes > part.equal_part() / PART_RESERVE;
+        let kept = match (bytes, busy) {
+            (bytes, _) if bytes > root.capacity_bytes - root.reserve() => 0,
+            // What a part may have is for its children, and one of them may keep it for long.
+            (_, Some(part)) if is_large(part) => root.reserve(),
+            (_, Some(part)) => return own.min(part.room(collected)),
+            (bytes, None) if bytes <= root.capacity_bytes / SMALL => 0,
+            (_, None) => root.reserve() / 2,
         };
-        let free = |node: &Node| node.capacity_bytes.saturating_sub(node.used());
-        let own = self.path().map(free).min().unwrap_or(0);
-        own.min(free(root).saturating_sub(kept))
+        let of_part = busy.map_or(0, |part| part.room(collected));
+        own.min(root.free().saturating_sub(kept).max(of_part))
     }
 
     /// Of the root.
@@ -221,15 +286,28 @@ impl Node {
     /// The tree is locked.
     fn take(&self, bytes: usize) {
         for node in self.path() {
-            node.used_bytes.fetch_add(bytes, Ordering::Relaxed);
+            let before = node.used_bytes.fetch_add(bytes, Ordering::Relaxed);
+            if node.is_part && before == 0 && bytes > 0 {
+                self.root().parts_in_use.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 
     /// The tree is locked.
     fn give(&self, bytes: usize) {
         for node in self.path() {
-            node.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            let before = node.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            if node.is_part && before == bytes && bytes > 0 {
+                self.root().parts_in_use.fetch_sub(1, Ordering::Relaxed);
+            }
         }
+    }
+
+    /// With which nodes it takes its turns: those of its part.
+    fn group(&self) -> u64 {
+        self.path()
+            .find(|node| node.is_part)
+            .map_or(self.id, |part| part.id)
     }
 
     fn permit(self: &Arc<Self>, bytes: usize) -> BytePermit {
@@ -258,7 +336,7 @@ impl Tree {
     }
 
     fn try_take(&self, node: &Node, bytes: usize) -> bool {
-        let free = !self.queues.contains_key(&node.id) && bytes <= node.limit(bytes, 0);
+        let free = !self.turns.has(node.id) && bytes <= node.limit(bytes, 0);
         if free {
             node.take(bytes);
         }
@@ -274,57 +352,38 @@ impl Tree {
             waker: Some(waker),
         };
         self.waiters.insert(ticket, waiter);
-        let turns = &mut self.turns;
-        let queue = self.queues.entry(node.id).or_insert_with(|| {
-            turns.push_back(node.id);
-            Queue {
-                node: Arc::clone(node),
-                tickets: VecDeque::new(),
-            }
-        });
-        queue.tickets.push_back(ticket);
+        self.turns.push(node, ticket);
         ticket
     }
 
     /// Removes a request; says what it held.
     fn forget(&mut self, node: &Node, ticket: u64) -> usize {
-        if let Some(queue) = self.queues.get_mut(&node.id) {
-            queue.tickets.retain(|other| *other != ticket);
-            if queue.tickets.is_empty() {
-                self.queues.remove(&node.id);
-                self.turns.retain(|id| *id != node.id);
-            }
-        }
+        self.turns.forget(node, ticket);
         if self.collector == Some(ticket) {
             self.collector = None;
         }
         self.waiters.remove(&ticket).map_or(0, |waiter| waiter.have)
     }
 
-    /// Grants what there is room for, one request a node and turn, until nothing fits.
+    /// Grants what there is room for, in turns, until nothing fits.
     fn grant(&mut self, wakers: &mut Vec<Waker>) {
-        let mut idle = 0;
-        while idle < self.turns.len() {
-            let Some(id) = self.turns.pop_front() else {
-                return;
-            };
-            self.turns.push_back(id);
-            match self.grant_first(id) {
-                Some(waker) => {
-                    idle = 0;
-                    wakers.extend(waker);
-                }
-                None => idle += 1,
-            }
-        }
+        let mut turns = std::mem::take(&mut self.turns);
+        turns.serve(|node, ticket, paid| self.visit(node, ticket, paid, wakers));
+        self.turns = turns;
     }
 
-    /// Grants the oldest request of a node if it fits; otherwise it may collect, if no other does.
-    fn grant_first(&mut self, id: u64) -> Option<Option<Waker>> {
-        let queue = self.queues.get_mut(&id)?;
-        let node = Arc::clone(&queue.node);
-        let ticket = *queue.tickets.front()?;
-        let waiter = self.waiters.get_mut(&ticket)?;
+    /// Grants the oldest request of a node if it fits and up to `paid` bytes pay for it. If it does
+    /// not fit, it may collect, unless another does.
+    fn visit(
+        &mut self,
+        node: &Arc<Node>,
+        ticket: u64,
+        paid: usize,
+        wakers: &mut Vec<Waker>,
+    ) -> Visit {
+        let Some(waiter) = self.waiters.get_mut(&ticket) else {
+            return Visit::Granted(0);
+        };
         let missing = waiter.bytes - waiter.have;
         let limit = node.limit(waiter.bytes, waiter.have);
         if missing > limit {
@@ -335,7 +394,10 @@ impl Tree {
                 waiter.have += part;
                 node.take(part);
             }
-            return None;
+            return Visit::TooLarge;
+        }
+        if missing > paid {
+            return Visit::Unpaid;
         }
         node.take(missing);
         waiter.have = waiter.bytes;
@@ -343,14 +405,15 @@ impl Tree {
         if self.collector == Some(ticket) {
             self.collector = None;
         }
-        let waker = waiter.waker.take();
-        queue.tickets.pop_front();
-        if queue.tickets.is_empty() {
-            self.queues.remove(&id);
-            self.turns.retain(|other| *other != id);
-        }
-        Some(waker)
+        wakers.extend(waiter.waker.take());
+        Visit::Granted(missing)
     }
+}
+
+/// What something that holds `held` may take of what is free, if it may hold `times` what it
+/// leaves.
+fn of_share(free: usize, times: usize, held: usize) -> usize {
+    free.saturating_mul(times).saturating_sub(held) / (1 + times)
 }
 
 /// Lets those go on who can, once the tree is not locked any more.

@@ -11,6 +11,7 @@ pub mod clock;
 pub mod config;
 pub mod disk;
 pub mod error;
+pub mod fair;
 pub mod inbound;
 pub mod net;
 pub mod open_files;

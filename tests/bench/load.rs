@@ -34,6 +34,8 @@ pub struct Load {
     message_bytes: u32,
     /// Where spans go, and one of how many messages is traced.
     traced: Option<(String, u64)>,
+    /// How it shows who it is.
+    credentials: Vec<String>,
 }
 
 /// Latencies in microseconds.
@@ -103,7 +105,14 @@ impl Load {
             consumers: 1,
             message_bytes: MESSAGE_BYTES,
             traced: None,
+            credentials: Vec::new(),
         }
+    }
+
+    /// With these arguments for TLS and authentication.
+    pub fn credentials(mut self, arguments: &[String]) -> Load {
+        self.credentials = arguments.to_vec();
+        self
     }
 
     /// On a topic that stays.
@@ -185,6 +194,7 @@ impl Load {
             words.push(format!("--otlp-endpoint={endpoint}"));
             words.push(format!("--trace-one-in={one_in}"));
         }
+        words.extend(self.credentials.iter().cloned());
         if self.consumers > 1 {
             words.push(format!("--consumers={}", self.consumers));
         }

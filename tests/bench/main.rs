@@ -7,6 +7,8 @@
 //! object, progress and a table to standard error.
 
 mod cluster;
+mod cost;
+mod isolation;
 mod latency;
 mod limits;
 mod load;
@@ -76,6 +78,9 @@ enum Part {
     FanOut,
     SteadyRate,
     Limited,
+    LimitedTenant,
+    Isolation,
+    Secured,
     ThousandTopics,
     CatchUp,
     Stalled,
@@ -90,7 +95,7 @@ enum Part {
 
 /// In this order: quiet ones first, then the one that restarts the server, then those with servers
 /// of their own.
-const PARTS: [(Part, &str); 18] = [
+const PARTS: [(Part, &str); 21] = [
     (Part::Start, "start"),
     (Part::Latency, "latency"),
     (Part::Publish, "publish"),
@@ -99,6 +104,9 @@ const PARTS: [(Part, &str); 18] = [
     (Part::FanOut, "fan-out"),
     (Part::SteadyRate, "rate"),
     (Part::Limited, "limit"),
+    (Part::LimitedTenant, "tenant-limit"),
+    (Part::Isolation, "isolation"),
+    (Part::Secured, "secured"),
     (Part::ThousandTopics, "topics"),
     (Part::CatchUp, "catch-up"),
     (Part::Stalled, "stalled"),
@@ -178,6 +186,9 @@ impl Suite {
             Part::FanOut => self.fan_out().await,
             Part::SteadyRate => self.steady_rates().await,
             Part::Limited => self.limited().await,
+            Part::LimitedTenant => self.limited_tenant().await,
+            Part::Isolation => self.isolation().await,
+            Part::Secured => self.secured().await,
             Part::ThousandTopics => self.thousand_topics().await,
             Part::CatchUp => self.catch_up_while_publishing().await,
             Part::Stalled => self.stalled_consumer().await,

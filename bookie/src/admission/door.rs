@@ -1,8 +1,8 @@
 //! The door: checks that need no ledger, and the budgets.
 //!
-//! An add for which the budget has no bytes is refused as `Overloaded`, or waits here for callers
-//! in this process, which can keep what waits: a caller that is refused comes back after a pause,
-//! and the journal idles meanwhile.
+//! Each tenant has a part of the budget of adds. An add for which its part has no bytes is refused
+//! as `Overloaded`, or waits here for callers in this process, which can keep what waits: a caller
+//! that is refused comes back after a pause, and the journal idles meanwhile.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use aquifer_model::limits::ENTRY_BYTES_MAX;
 use aquifer_model::storage::{
     BookieError, BookieResult, OrderedOperation, OrderedRequest, ReplyCallback,
 };
-use aquifer_runtime::budget::BytePermit;
+use aquifer_runtime::budget::{ByteBudget, BytePermit};
 use aquifer_runtime::clock;
 
 use crate::Bookie;
@@ -54,7 +54,7 @@ impl Bookie {
         let shared = &self.core.shared;
         let takes = |(_, reserve): &(usize, bool)| shared.mode.check_class(*reserve).is_ok();
         let taken = match bytes_of(&request).filter(takes) {
-            Some((bytes, _)) => match shared.adds.try_acquire(bytes) {
+            Some((bytes, _)) => match shared.adds.of(request.tenant).try_acquire(bytes) {
                 Some(taken) => Some(taken),
                 None => return Some((request, reply)),
             },
@@ -68,7 +68,10 @@ impl Bookie {
     /// for another reason does not wait.
     pub async fn submit_when_free(&self, request: OrderedRequest, reply: ReplyCallback) {
         let taken = match bytes_of(&request) {
-            Some((bytes, reserve)) => self.core.wait_for_bytes(bytes, reserve).await,
+            Some((bytes, reserve)) => {
+                let budget = self.core.shared.adds.of(request.tenant);
+                self.core.wait_for_bytes(&budget, bytes, reserve).await
+            }
             None => None,
         };
         self.submit_with(taken, request, reply);
@@ -121,15 +124,14 @@ impl Core {
         if add.entry.0 == u64::MAX {
             return Err(BookieError::Invalid("entry id too large".to_owned()));
         }
-        let budget = if add.recovery {
-            &self.shared.control
+        let bytes = add.data.len() + REQUEST_BYTES;
+        let permit = if add.recovery {
+            self.shared.control.try_acquire(bytes)
         } else {
             self.shared.mode.check_class(add.reserve)?;
-            &self.shared.adds
+            taken.or_else(|| self.shared.adds.of(request.tenant).try_acquire(bytes))
         };
-        let permit = taken
-            .or_else(|| budget.try_acquire(add.data.len() + REQUEST_BYTES))
-            .ok_or(BookieError::Overloaded)?;
+        let permit = permit.ok_or(BookieError::Overloaded)?;
         if !add.is_intact(request.ledger) {
             return Err(BookieError::Digest(format!(
                 "entry {}:{} as it arrived",
@@ -139,9 +141,14 @@ impl Core {
         Ok(permit)
     }
 
-    async fn wait_for_bytes(&self, bytes: usize, reserve: bool) -> Option<BytePermit> {
+    async fn wait_for_bytes(
+        &self,
+        budget: &ByteBudget,
+        bytes: usize,
+        reserve: bool,
+    ) -> Option<BytePermit> {
         while self.shared.mode.check().is_ok() && self.shared.mode.check_class(reserve).is_ok() {
-            if let Ok(taken) = clock::timeout(LOOK, self.shared.adds.acquire(bytes)).await {
+            if let Ok(taken) = clock::timeout(LOOK, budget.acquire(bytes)).await {
                 return Some(taken);
             }
         }

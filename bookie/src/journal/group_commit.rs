@@ -93,7 +93,10 @@ impl JournalThread {
                 self.give_up(&error, items);
                 return;
             }
+            self.shared.turns.journal_took();
         }
+        // What waits for its turn is refused.
+        self.shared.turns.journal_took();
     }
 
     fn serve(&mut self, items: Vec<Item>) -> Result<(), (io::Error, Vec<Item>)> {
@@ -315,6 +318,7 @@ impl JournalThread {
         for item in items.into_iter().chain(waiting) {
             item.completion.run(Err(BookieError::Io(why.clone())));
         }
+        self.shared.turns.journal_took();
     }
 }
 

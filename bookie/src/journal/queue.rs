@@ -1,6 +1,7 @@
 //! What waits for the journal, in admission order.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use aquifer_model::storage::{BookieError, BookieResult, OrderedReply, ReplyCallback};
 use aquifer_runtime::budget::BytePermit;
@@ -58,6 +59,8 @@ impl Completion {
 pub struct JournalQueue {
     state: Mutex<State>,
     wake: Condvar,
+    /// Bytes of the records in it; changed under the lock.
+    bytes: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -79,12 +82,18 @@ impl JournalQueue {
         }
         state.last_number += 1;
         item.number = state.last_number;
+        self.bytes.fetch_add(bytes_of(&item), Ordering::Release);
         state.items.push_back(item);
         // The thread sleeps only on an empty queue.
         if state.items.len() == 1 {
             self.wake.notify_one();
         }
         Ok(state.last_number)
+    }
+
+    /// Bytes of the records that wait.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Acquire)
     }
 
     /// The number of the last item that was queued.
@@ -105,12 +114,14 @@ impl JournalQueue {
         let mut bytes = 0;
         let mut count = 0;
         for item in &state.items {
-            bytes += item.record.as_ref().map_or(0, Record::encoded_len);
-            if count > 0 && bytes > bytes_max {
+            let with = bytes + bytes_of(item);
+            if count > 0 && with > bytes_max {
                 break;
             }
+            bytes = with;
             count += 1;
         }
+        self.bytes.fetch_sub(bytes, Ordering::Release);
         Some(state.items.drain(..count).collect())
     }
 
@@ -125,7 +136,12 @@ impl JournalQueue {
     pub fn abandon(&self, error: BookieError) -> Vec<Item> {
         let mut state = self.state.lock();
         state.closed = Some(error);
+        self.bytes.store(0, Ordering::Release);
         self.wake.notify_all();
         state.items.drain(..).collect()
     }
+}
+
+fn bytes_of(item: &Item) -> usize {
+    item.record.as_ref().map_or(0, Record::encoded_len)
 }

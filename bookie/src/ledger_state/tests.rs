@@ -1,7 +1,7 @@
 //! The decisions about a ledger as properties over arbitrary histories.
 
 use aquifer_model::entry::EntryData;
-use aquifer_model::id::LedgerId;
+use aquifer_model::id::{LedgerId, TenantKey};
 use bytes::Bytes;
 use proptest::prelude::*;
 
@@ -25,6 +25,7 @@ fn request(which: bool, operation: OrderedOperation) -> OrderedRequest {
     OrderedRequest {
         ledger: LedgerId(1),
         token: token(which),
+        tenant: TenantKey::UNKNOWN,
         operation,
     }
 }

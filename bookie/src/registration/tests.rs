@@ -5,7 +5,7 @@ use std::path::Path;
 use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
 use aquifer_metadata::store::Expect;
 use aquifer_model::entry::EntryData;
-use aquifer_model::id::EntryId;
+use aquifer_model::id::{EntryId, TenantKey};
 use aquifer_model::storage::{AddEntry, OrderedOperation, OrderedReply, OrderedRequest};
 use aquifer_proto::v1::Fragment;
 use aquifer_runtime::clock::{SystemClock, timeout};
@@ -175,6 +175,7 @@ async fn ask(
     let request = OrderedRequest {
         ledger: LedgerId(ledger),
         token: TOKEN,
+        tenant: TenantKey::UNKNOWN,
         operation,
     };
     bookie.submit(request, Box::new(move |outcome| drop(sender.send(outcome))));
@@ -285,6 +286,7 @@ async fn requests_wait_behind_the_question_and_a_lost_answer_refuses() {
         let request = OrderedRequest {
             ledger: LedgerId(1),
             token: TOKEN,
+            tenant: TenantKey::UNKNOWN,
             operation,
         };
         bookie.submit(request, Box::new(move |outcome| drop(sender.send(outcome))));

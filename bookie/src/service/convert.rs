@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use aquifer_model::entry::EntryData;
-use aquifer_model::id::{BookieId, CreationToken, EntryId, LEDGER_ID_MAX, LedgerId};
+use aquifer_model::id::{BookieId, CreationToken, EntryId, LEDGER_ID_MAX, LedgerId, TenantKey};
 use aquifer_model::limits::ENTRY_BYTES_MAX;
 use aquifer_model::storage::{
     AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest, Presence,
@@ -71,6 +71,7 @@ pub(super) fn request(request: v1::OrderedRequest) -> BookieResult<OrderedReques
     Ok(OrderedRequest {
         ledger: ledger(request.ledger_id)?,
         token,
+        tenant: TenantKey(request.tenant),
         operation,
     })
 }
@@ -265,6 +266,7 @@ mod tests {
             request_id: 1,
             ledger_id: 7,
             creation_token: vec![5; 16].into(),
+            tenant: 77,
             request: Some(Kind::Add(v1::AddEntry {
                 entry_id: 3,
                 last_add_confirmed: Some(2),
@@ -280,6 +282,7 @@ mod tests {
         let expected = OrderedRequest {
             ledger: LedgerId(7),
             token: CreationToken([5; 16]),
+            tenant: TenantKey(77),
             operation: OrderedOperation::Add(add),
         };
         assert_eq!(request(wire.clone()), Ok(expected));

@@ -96,6 +96,7 @@ fn request(request_id: u64, ledger_id: u64, token: [u8; 16], kind: Kind) -> v1::
         request_id,
         ledger_id,
         creation_token: Bytes::copy_from_slice(&token),
+        tenant: 0,
         request: Some(kind),
     }
 }

@@ -16,7 +16,13 @@ fn over_the_budget_adds_are_refused_and_fences_are_not() {
     let bookie = open(&config);
     done(ask(&bookie, add_request(1, 0, 10)));
     eventually("applied", || bookie.status().bytes_in_flight == 0);
-    let held = bookie.core.shared.adds.try_acquire(MIB - 100).unwrap();
+    let held = bookie
+        .core
+        .shared
+        .adds
+        .whole()
+        .try_acquire(MIB - 100)
+        .unwrap();
     let refused = ask(&bookie, add_request(1, 1, 10));
     assert_eq!(refused, Err(BookieError::Overloaded));
     done(ask(&bookie, recovery_add(1, 1, 10)));

@@ -281,7 +281,7 @@ impl TopicRates {
 }
 
 /// Brokers that share limits of the cluster.
-fn serving(shared: &Context) -> u64 {
+pub(super) fn serving(shared: &Context) -> u64 {
     let cluster = shared.ownership.cluster();
     let brokers = cluster.map_or(1, |cluster| cluster.members.serving().len());
     u64::try_from(brokers).unwrap_or(u64::MAX).max(1)

@@ -1,18 +1,20 @@
-//! Rates of all topics of a namespace or a tenant together, on this broker.
-//!
-//! A limit of the cluster is divided: each of the brokers that serve has an equal part of it.
+//! Rates of all topics of a namespace or a tenant together, on this broker: its share of a limit of
+//! the cluster, which brokers divide between them (`dividing.rs`).
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use aquifer_model::policy::rate::Rate;
 use aquifer_model::policy::{EffectivePolicies, PolicyScope};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::error::BrokerError;
 use crate::policies::PolicyTable;
-use crate::quota::Limiter;
+use crate::quota::{Cost, Limiter, division};
 
 /// What is not in use any more is dropped when there is twice as much as after the last time, and
 /// this.
@@ -23,6 +25,9 @@ pub(crate) struct SharedRates {
     policies: watch::Receiver<EffectivePolicies>,
     pub(super) publish: Mutex<Limiter>,
     pub(super) dispatch: Mutex<Limiter>,
+    /// What this broker has claimed, in millionths.
+    publish_share: AtomicU32,
+    dispatch_share: AtomicU32,
 }
 
 impl SharedRates {
@@ -37,10 +42,37 @@ impl SharedRates {
         // Read under the lock: what is set last is what was in force last.
         let mut publish = self.publish.lock();
         let rate = self.policies.borrow().aggregate_rate;
-        publish.set(rate.publish.share(brokers), now);
+        let share = |claimed: &AtomicU32| division::of_broker(claimed.load(Relaxed), brokers);
+        publish.set(rate.publish.share(share(&self.publish_share)), now);
         let mut dispatch = self.dispatch.lock();
-        dispatch.set(rate.dispatch.share(brokers), now);
+        dispatch.set(rate.dispatch.share(share(&self.dispatch_share)), now);
         (publish.is_limited(), dispatch.is_limited())
+    }
+
+    /// The limits of the cluster.
+    pub(super) fn limits(&self) -> [Rate; 2] {
+        let rate = self.policies.borrow().aggregate_rate;
+        [rate.publish, rate.dispatch]
+    }
+
+    /// What was used here since this was asked last.
+    pub(super) fn take_use(&self) -> [(Cost, bool); 2] {
+        [
+            self.publish.lock().take_use(),
+            self.dispatch.lock().take_use(),
+        ]
+    }
+
+    /// What this broker has claimed, in millionths.
+    pub(super) fn claimed(&self) -> [u32; 2] {
+        [&self.publish_share, &self.dispatch_share].map(|share| share.load(Relaxed))
+    }
+
+    /// This broker has claimed something else.
+    pub(super) fn claim(&self, [publish, dispatch]: [u32; 2], now: Duration, brokers: u64) {
+        self.publish_share.store(publish, Relaxed);
+        self.dispatch_share.store(dispatch, Relaxed);
+        self.apply(now, brokers);
     }
 }
 
@@ -57,6 +89,19 @@ struct State {
 }
 
 impl Aggregates {
+    /// The rates of all that are limited and in use.
+    pub(super) fn limited(&self) -> Vec<(PolicyScope, Arc<SharedRates>)> {
+        let state = self.state.lock();
+        let live = state.known.iter().filter_map(|(scope, rates)| {
+            let rates = rates.upgrade()?;
+            Some((scope.clone(), rates))
+        });
+        let limited = |(_, rates): &(PolicyScope, Arc<SharedRates>)| {
+            rates.limits().iter().any(|rate| !rate.is_unlimited())
+        };
+        live.filter(limited).collect()
+    }
+
     /// The rates of a tenant or a namespace.
     pub(crate) async fn of(
         &self,
@@ -77,6 +122,8 @@ impl Aggregates {
             policies: followed,
             publish: Mutex::new(Limiter::unlimited()),
             dispatch: Mutex::new(Limiter::unlimited()),
+            publish_share: AtomicU32::new(0),
+            dispatch_share: AtomicU32::new(0),
         });
         state.known.insert(scope, Arc::downgrade(&rates));
         if state.known.len() > 2 * state.after_prune + PRUNE_ABOVE {

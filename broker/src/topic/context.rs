@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use aquifer_log::TopicLog;
 use aquifer_log::error::LogError;
-use aquifer_model::id::{Index, OwnerEpoch, TopicIncarnation};
+use aquifer_model::id::{Index, OwnerEpoch, TenantKey, TopicIncarnation};
 use aquifer_model::policy::EffectivePolicies;
 use aquifer_model::topic::TopicName;
 use aquifer_runtime::budget::ByteBudget;
@@ -42,7 +42,7 @@ pub(super) struct TopicContext {
     pub(super) termination: Termination,
 }
 
-/// The parts of the broker's budgets that a topic has (I13).
+/// What a topic has of its tenant's parts of the broker's budgets (I13).
 pub(super) struct Budgets {
     /// Frames that wait for storage.
     pub(super) publish: ByteBudget,
@@ -51,12 +51,13 @@ pub(super) struct Budgets {
 }
 
 impl Budgets {
-    pub(super) fn new(shared: &Context) -> Budgets {
+    pub(super) fn new(shared: &Context, topic: &TopicName) -> Budgets {
+        let tenant = TenantKey::of(topic.namespace().tenant());
         // Below what a log takes: a topic is slowed here before its log has to refuse.
         let of_log = shared.log.settings.pending_bytes_per_log_max;
         Budgets {
-            publish: shared.publish_budget.child(of_log),
-            deliveries: shared.read_budget.child(usize::MAX),
+            publish: shared.publish_budget.of(tenant).child(of_log),
+            deliveries: shared.read_budget.of(tenant).child(usize::MAX),
         }
     }
 }

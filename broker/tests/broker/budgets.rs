@@ -9,9 +9,12 @@ use aquifer_ledger::context::LedgerSettings;
 use aquifer_ledger::testing::TestWorld;
 use aquifer_log::context::LogSettings;
 use aquifer_model::id::BookieId;
+use aquifer_model::policy::Policies;
+use aquifer_model::topic::NamespaceName;
+use aquifer_protocol_api::admin::Admin;
 use aquifer_protocol_api::consumer::{ConsumerEvent, Delivery};
 
-use crate::support::{Consumer, Harness, Producer, config, soon};
+use crate::support::{Consumer, Harness, Producer, config, ctx, soon};
 
 /// A broker over two bookies that may be silent for long.
 async fn patient(config: BrokerConfig, pending_bytes_per_log_max: usize) -> Harness {
@@ -88,6 +91,65 @@ async fn a_topic_whose_storage_stalls_does_not_stop_the_others() {
     let mut stalled = soon("the rest", filling).await;
     for _ in 0..64 {
         stalled.receipt().await.unwrap();
+    }
+}
+
+/// Topics of one tenant that stall took, together, what the topics of all others needed.
+#[tokio::test]
+async fn a_tenant_whose_topics_all_stall_leaves_room_to_another() {
+    const STALLED: usize = 20;
+    const BATCHES: usize = 64;
+    let config = BrokerConfig {
+        publish_bytes_in_flight_max: 1 << 20,
+        ..config()
+    };
+    let harness = patient(config, 32 << 20).await;
+    let context = ctx();
+    let created = harness.broker.create_tenant(&context, "acme".to_owned());
+    created.await.unwrap();
+    let name = NamespaceName::new("acme", "shop").unwrap();
+    let created = harness
+        .broker
+        .create_namespace(&context, name, Policies::default());
+    created.await.unwrap();
+    let (mut moving, kept) = stored(&harness, "acme/shop/moving").await;
+    let (mut stalled, mut bookie) = (Vec::new(), None);
+    for attempt in 0..500 {
+        let (producer, of) = stored(&harness, &format!("stalled-{attempt}")).await;
+        if of != kept {
+            stalled.push(producer);
+            bookie = Some(of);
+        }
+        if stalled.len() == STALLED {
+            break;
+        }
+    }
+    let bookie = bookie.expect("the other bookie gets ledgers");
+    harness.world.bookies.hold(bookie);
+    let payload = "x".repeat(16 * 1024);
+    let filling = |mut producer: Producer| {
+        let payload = payload.clone();
+        Box::pin(async move {
+            for _ in 0..BATCHES {
+                producer.send(&[&payload]).await;
+            }
+            producer
+        })
+    };
+    let mut filling: Vec<_> = stalled.into_iter().map(filling).collect();
+    for filling in &mut filling {
+        until_held_back(filling.as_mut()).await;
+    }
+    for _ in 0..20 {
+        moving.publish(&["on"]).await;
+        moving.publish(&[&payload, &payload]).await;
+    }
+    harness.world.bookies.release(bookie);
+    let all = futures::future::join_all(filling);
+    for mut producer in soon("the rest", all).await {
+        for _ in 0..BATCHES {
+            producer.receipt().await.unwrap();
+        }
     }
 }
 

@@ -1,17 +1,21 @@
 //! The ordered stream to one bookie: a queue, the requests without an answer, and the task that
 //! moves both over one connection after another.
+//!
+//! Tenants take turns in the queue. While several wait, no more is sent without an answer than the
+//! bookie takes at once, so that they wait here, where a tenant with much delays no other.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_model::id::BookieId;
+use aquifer_model::id::{BookieId, TenantKey};
 use aquifer_model::storage::{
     BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest, ReplyCallback,
 };
 use aquifer_proto::convert::bookie as wire;
 use aquifer_proto::{PROTOCOL_VERSION, v1};
 use aquifer_runtime::clock::sleep;
+use aquifer_runtime::fair::FairQueue;
 use aquifer_runtime::task::{ShutdownToken, TaskGroup};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -27,6 +31,12 @@ const FRAME_REQUESTS_MAX: usize = 1024;
 /// How long a link waits after its stream ended without an answer; doubled each time.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(2);
+/// While several tenants wait, requests and bytes without an answer: fewer than a bookie takes from
+/// one stream before it stops reading.
+const SHARED_REQUESTS_MAX: usize = 2_048;
+const SHARED_BYTES_MAX: usize = 8 << 20;
+/// What a tenant gains in its turn.
+const QUANTUM: usize = 64 * 1024;
 /// What a request costs beyond its data.
 const REQUEST_BYTES: usize = 128;
 
@@ -43,12 +53,15 @@ pub(super) struct Link {
 
 struct State {
     channel: Channel,
-    /// Not sent yet.
-    queue: VecDeque<Waiting>,
+    /// Not sent yet. All requests for a ledger are of one tenant, so that they keep their order.
+    queue: FairQueue<TenantKey, Waiting>,
     /// Sent, without an answer.
     sent: HashMap<u64, (ReplyCallback, usize)>,
+    sent_bytes: usize,
     /// Bytes of both.
     bytes: usize,
+    /// Something waits in the queue until answers come.
+    is_full: bool,
     last_id: u64,
     /// Counts the streams: what belongs to an older one takes nothing more.
     stream: u64,
@@ -79,9 +92,11 @@ impl Link {
             requests_max: config.pending_requests_max,
             state: Mutex::new(State {
                 channel,
-                queue: VecDeque::new(),
+                queue: FairQueue::new(QUANTUM),
                 sent: HashMap::new(),
+                sent_bytes: 0,
                 bytes: 0,
+                is_full: false,
                 last_id: 0,
                 stream: 0,
                 running: false,
@@ -124,7 +139,8 @@ impl Link {
             bytes,
         };
         state.bytes += bytes;
-        state.queue.push_back(waiting);
+        let tenant = waiting.request.tenant;
+        state.queue.push(tenant, bytes, waiting);
         let start = !std::mem::replace(&mut state.running, true);
         drop(state);
         if start {
@@ -223,8 +239,9 @@ impl Link {
                 if state.stream != stream {
                     return None;
                 }
-                if !state.queue.is_empty() {
-                    return Some(state.take_frame());
+                let frame = state.take_frame();
+                if !frame.requests.is_empty() {
+                    return Some(frame);
                 }
             }
             woken.await;
@@ -238,6 +255,10 @@ impl Link {
             let answered = state.sent.remove(&reply.request_id);
             if let Some((_, bytes)) = &answered {
                 state.bytes -= bytes;
+                state.sent_bytes -= bytes;
+            }
+            if state.is_full {
+                self.wake.notify_one();
             }
             answered
         };
@@ -248,11 +269,12 @@ impl Link {
         }
     }
 
-    /// Ends the stream and takes what has no answer, in order of submission.
+    /// Ends the stream and takes what has no answer, in order of submission for each ledger.
     fn abandon(&self) -> Vec<ReplyCallback> {
         let mut state = self.state.lock();
         state.stream += 1;
         state.bytes = 0;
+        state.sent_bytes = 0;
         state.failures += 1;
         let mut sent: Vec<(u64, ReplyCallback)> = state
             .sent
@@ -260,7 +282,7 @@ impl Link {
             .map(|(id, (reply, _))| (id, reply))
             .collect();
         sent.sort_by_key(|(id, _)| *id);
-        let queued = state.queue.drain(..).map(|waiting| waiting.reply);
+        let queued = std::iter::from_fn(|| state.queue.pop()).map(|waiting| waiting.reply);
         let queued: Vec<ReplyCallback> = queued.collect();
         drop(state);
         // A body that still waits learns that it is over.
@@ -275,23 +297,34 @@ impl Link {
 impl State {
     fn take_frame(&mut self) -> v1::OrderedFrame {
         let mut frame = v1::OrderedFrame::default();
-        let mut bytes = 0;
-        while let Some(waiting) = self.queue.front() {
-            let full =
-                bytes + waiting.bytes > FRAME_BYTES || frame.requests.len() >= FRAME_REQUESTS_MAX;
-            if full && !frame.requests.is_empty() {
+        let mut left = FRAME_BYTES;
+        while frame.requests.len() < FRAME_REQUESTS_MAX {
+            self.is_full = self.has_enough_in_flight();
+            // One alone may be larger than a message should be.
+            let bytes_max = match frame.requests.is_empty() {
+                true => usize::MAX,
+                false => left,
+            };
+            if self.is_full {
                 break;
             }
-            let Some(waiting) = self.queue.pop_front() else {
+            let Some(waiting) = self.queue.pop_within(bytes_max) else {
                 break;
             };
-            bytes += waiting.bytes;
+            left = left.saturating_sub(waiting.bytes);
             self.last_id += 1;
+            self.sent_bytes += waiting.bytes;
             self.sent
                 .insert(self.last_id, (waiting.reply, waiting.bytes));
             let request = wire::wire_request(self.last_id, waiting.request);
             frame.requests.push(request);
         }
         frame
+    }
+
+    /// Whether what waits does so until answers come.
+    fn has_enough_in_flight(&self) -> bool {
+        let enough = self.sent.len() >= SHARED_REQUESTS_MAX || self.sent_bytes >= SHARED_BYTES_MAX;
+        enough && self.queue.flows() > 1
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::store::Guard;
 use aquifer_model::entry::EntryData;
-use aquifer_model::id::{BookieId, EntryId, LedgerId};
+use aquifer_model::id::{BookieId, EntryId, LedgerId, TenantKey};
 use aquifer_model::storage::{
     AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest,
     StoredEntry,
@@ -302,6 +302,7 @@ impl<'a> Run<'a> {
         let request = OrderedRequest {
             ledger: self.info.id,
             token: self.info.token,
+            tenant: TenantKey::of_home(&self.info.home),
             operation,
         };
         let answer = self.answer.clone();

@@ -18,7 +18,7 @@ use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use aquifer_model::entry::EntryData;
-use aquifer_model::id::{BookieId, CreationToken, EntryId, LedgerId};
+use aquifer_model::id::{BookieId, CreationToken, EntryId, LedgerId, TenantKey};
 use aquifer_model::quorum::Quorum;
 use aquifer_model::storage::{
     AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest,
@@ -56,6 +56,7 @@ struct Inner {
     runtime: Handle,
     ledger: LedgerId,
     token: CreationToken,
+    tenant: TenantKey,
     /// Whether its entries may use the room that full bookies keep back.
     reserve: bool,
     guards: Guards,
@@ -171,6 +172,7 @@ impl LedgerWriter {
                 runtime: Handle::current(),
                 ledger: info.id,
                 token: info.token,
+                tenant: TenantKey::of_home(&info.home),
                 reserve: uses_reserve,
                 guards,
                 owner,
@@ -482,6 +484,7 @@ impl Inner {
         let request = OrderedRequest {
             ledger: self.ledger,
             token: self.token,
+            tenant: self.tenant,
             operation: OrderedOperation::Add(add),
         };
         let reply = Box::new(move |result| inner.replied(outgoing, result));

@@ -2,7 +2,7 @@
 
 use aquifer_ledger::testing::{MemoryStore, Mode};
 use aquifer_ledger::transport::BookieTransport;
-use aquifer_model::id::CreationToken;
+use aquifer_model::id::{CreationToken, TenantKey};
 use aquifer_model::storage::{BookieError, OrderedOperation, OrderedRequest};
 
 use super::*;
@@ -330,6 +330,7 @@ async fn an_id_that_a_bookie_knows_for_another_ledger_is_given_up_h14() {
         let request = OrderedRequest {
             ledger: LedgerId(id),
             token: CreationToken([9; 16]),
+            tenant: TenantKey::UNKNOWN,
             operation: OrderedOperation::Fence,
         };
         let bookie = world.bookies.ids()[0];

@@ -43,12 +43,15 @@ impl Rate {
         }
     }
 
-    /// An equal share of it for each of `parts`. Something is left of what is not 0.
+    /// Millionths of it. Something is left of what is not 0.
     #[must_use]
-    pub fn share(self, parts: u64) -> Rate {
+    pub fn share(self, millionths: u32) -> Rate {
         let share = |limit: u64| match limit {
             0 => 0,
-            limit => (limit / parts.max(1)).max(1),
+            limit => {
+                let part = u128::from(limit) * u128::from(millionths) / 1_000_000;
+                u64::try_from(part).unwrap_or(u64::MAX).max(1)
+            }
         };
         Rate {
             messages: self.messages.map(share),
@@ -104,9 +107,9 @@ mod tests {
             bytes: Some(0),
             ..Rate::UNLIMITED
         };
-        let share = rate.share(3);
+        let share = rate.share(333_333);
         assert_eq!((share.messages, share.bytes), (Some(1), Some(0)));
-        assert_eq!(rate.share(0).messages, Some(2));
+        assert_eq!(rate.share(1_000_000), rate);
         assert_eq!(Rate::UNLIMITED.share(3), Rate::UNLIMITED);
     }
 

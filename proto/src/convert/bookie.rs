@@ -42,6 +42,7 @@ pub fn wire_request(request_id: u64, request: OrderedRequest) -> v1::OrderedRequ
         request_id,
         ledger_id: request.ledger.0,
         creation_token: Bytes::copy_from_slice(&request.token.0),
+        tenant: request.tenant.0,
         request: Some(kind),
     }
 }

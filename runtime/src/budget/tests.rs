@@ -1,3 +1,4 @@
+use std::collections::VecDeque;
 use std::pin::pin;
 
 use futures::FutureExt;
@@ -224,23 +225,31 @@ proptest! {
     /// The root holds never more than its capacity, every node exactly what its permits say, and
     /// when all permits are gone every waiter has been served.
     #[test]
-    fn a_tree_keeps_its_books_and_forgets_nobody(steps in steps()) {
-        let root = ByteBudget::new(100);
-        let tenants = [root.child(100), root.child(60)];
+    fn a_tree_keeps_its_books_and_forgets_nobody(
+        steps in steps(),
+        // The larger ones have a reserve.
+        unit in prop::sample::select(vec![1_usize, 100]),
+    ) {
+        let root = ByteBudget::new(100 * unit);
+        let tenants = [root.part(), root.child(60 * unit)];
         let nodes = [
             root.clone(),
-            tenants[0].child(100),
-            tenants[0].child(30),
-            tenants[1].child(60),
-            tenants[1].child(60),
+            tenants[0].child(100 * unit),
+            tenants[0].child(30 * unit),
+            tenants[1].child(60 * unit),
+            root.part().child(60 * unit),
             tenants[1].clone(),
         ];
         let mut permits: Vec<BytePermit> = Vec::new();
         let mut waiting: Vec<Waiting> = Vec::new();
         for step in steps {
             match step {
-                Step::Try(node, bytes) => permits.extend(nodes[node].try_acquire(bytes)),
-                Step::Wait(node, bytes) => waiting.push(Box::pin(nodes[node].acquire(bytes))),
+                Step::Try(node, bytes) => {
+                    permits.extend(nodes[node].try_acquire(bytes * unit));
+                }
+                Step::Wait(node, bytes) => {
+                    waiting.push(Box::pin(nodes[node].acquire(bytes * unit)));
+                }
                 Step::Poll(at) => if let Some(at) = pick(&waiting, at)
                     && let Some(permit) = poll(&mut waiting[at])
                 {
@@ -251,7 +260,7 @@ proptest! {
                     drop(waiting.swap_remove(at));
                 },
                 Step::Split(at, bytes) => if let Some(at) = pick(&permits, at) {
-                    let part = permits[at].split(bytes);
+                    let part = permits[at].split(bytes * unit);
                     permits.push(part);
                 },
                 Step::Move(at, node) => if let Some(at) = pick(&permits, at) {
@@ -261,7 +270,7 @@ proptest! {
                     drop(permits.swap_remove(at));
                 },
             }
-            prop_assert!(root.used_bytes() <= 100);
+            prop_assert!(root.used_bytes() <= 100 * unit);
             let held: usize = permits.iter().map(BytePermit::bytes).sum();
             prop_assert!(root.used_bytes() >= held);
         }

@@ -135,6 +135,7 @@ async fn each_request_is_decided_by_the_role_of_its_certificate() {
                 // Each has a ledger of its own, so that none is in the way of another.
                 ledger_id: 100 + request_id,
                 creation_token: Bytes::copy_from_slice(&[1; 16]),
+                tenant: 0,
                 request: Some(request),
             }
         });

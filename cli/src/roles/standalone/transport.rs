@@ -1,20 +1,23 @@
 //! The way to the one bookie of this process: a function call.
 //!
-//! Adds for which the bookie has no room wait here, in order, and everything behind them. What
+//! Adds for which the bookie has no room wait here, in order, and everything of their tenant behind
+//! them: all requests for a ledger are of one tenant, which has a part of the bookie's budget. What
 //! waits is held by the ledgers anyway, within `pending_bytes_max`.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use aquifer_bookie::Bookie;
 use aquifer_ledger::transport::BookieTransport;
-use aquifer_model::id::BookieId;
+use aquifer_model::id::{BookieId, TenantKey};
 use aquifer_model::storage::{
     BookieError, BookieResult, OrderedOperation, OrderedRequest, Presence, PresenceRange,
     ReadBatch, ReadRange, ReplyCallback, TailState, TailWait,
 };
 use aquifer_runtime::task::TaskGroup;
 use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -34,22 +37,43 @@ struct Held {
 
 #[derive(Default)]
 struct HeldState {
-    requests: VecDeque<(OrderedRequest, ReplyCallback)>,
-    /// Something waits or is about to be submitted: what comes next goes behind it.
-    holding: bool,
-    /// The queue is not served any more.
+    /// Of tenants of which something waits or is about to be submitted: what comes next goes
+    /// behind it.
+    tenants: HashMap<TenantKey, VecDeque<(OrderedRequest, ReplyCallback)>>,
+    /// Tenants whose queue is not served yet.
+    fresh: Vec<TenantKey>,
+    /// The queues are not served any more.
     ended: bool,
 }
 
 impl Held {
-    /// The next one to submit; without one, requests go past the queue again, and for good when
-    /// it will not be served any more.
-    fn next(&self, last: bool) -> Option<(OrderedRequest, ReplyCallback)> {
+    /// The next one of a tenant to submit; without one, its requests go past the queue again.
+    fn next(&self, tenant: TenantKey) -> Option<(OrderedRequest, ReplyCallback)> {
         let mut state = self.state.lock();
-        let next = state.requests.pop_front();
-        state.holding = next.is_some();
-        state.ended |= last && next.is_none();
+        let next = state.tenants.get_mut(&tenant)?.pop_front();
+        if next.is_none() {
+            state.tenants.remove(&tenant);
+        }
         next
+    }
+
+    /// Submits what a tenant has waiting.
+    async fn serve(&self, tenant: TenantKey, to: &Bookie) {
+        while let Some((request, reply)) = self.next(tenant) {
+            to.submit_when_free(request, reply).await;
+        }
+    }
+
+    fn fresh(&self) -> Vec<TenantKey> {
+        std::mem::take(&mut self.state.lock().fresh)
+    }
+
+    /// A tenant that has something waiting; when none has, the queues end.
+    fn last(&self) -> Option<TenantKey> {
+        let mut state = self.state.lock();
+        let last = state.tenants.keys().next().copied();
+        state.ended |= last.is_none();
+        last
     }
 }
 
@@ -57,20 +81,26 @@ impl InProcess {
     /// Wraps the bookie; `tasks` runs what waits for it.
     pub fn new(bookie: Bookie, tasks: &TaskGroup) -> InProcess {
         let held = Arc::new(Held::default());
-        let (queue, to) = (Arc::clone(&held), bookie.clone());
+        let (queues, to) = (Arc::clone(&held), bookie.clone());
         let token = tasks.shutdown_token();
         tasks.spawn("bookie-room", async move {
+            let mut serving = FuturesUnordered::new();
             loop {
                 tokio::select! {
-                    () = queue.wake.notified() => {}
+                    () = queues.wake.notified() => {
+                        let fresh = queues.fresh().into_iter();
+                        serving.extend(fresh.map(|tenant| queues.serve(tenant, &to)));
+                    }
+                    Some(()) = serving.next() => {}
                     () = token.wait() => break,
                 }
-                while let Some((request, reply)) = queue.next(false) {
-                    to.submit_when_free(request, reply).await;
-                }
             }
-            while let Some((request, reply)) = queue.next(true) {
-                to.submit(request, reply);
+            // What was being submitted when this ends comes first.
+            while serving.next().await.is_some() {}
+            while let Some(tenant) = queues.last() {
+                while let Some((request, reply)) = queues.next(tenant) {
+                    to.submit(request, reply);
+                }
             }
         });
         InProcess { bookie, held }
@@ -103,10 +133,11 @@ impl BookieTransport for InProcess {
             }
             _ => reply,
         };
+        let tenant = request.tenant;
         {
             let mut state = self.held.state.lock();
-            if state.holding {
-                state.requests.push_back((request, reply));
+            if let Some(queue) = state.tenants.get_mut(&tenant) {
+                queue.push_back((request, reply));
                 return;
             }
         }
@@ -119,8 +150,11 @@ impl BookieTransport for InProcess {
             self.bookie.submit(waits.0, waits.1);
             return;
         }
-        state.requests.push_back(waits);
-        state.holding = true;
+        let is_fresh = !state.tenants.contains_key(&tenant);
+        state.tenants.entry(tenant).or_default().push_back(waits);
+        if is_fresh {
+            state.fresh.push(tenant);
+        }
         drop(state);
         self.held.wake.notify_one();
     }

@@ -106,6 +106,7 @@ impl Inner {
             let request = OrderedRequest {
                 ledger: self.ledger,
                 token: self.token,
+                tenant: self.tenant,
                 operation: OrderedOperation::WriteLac(lac),
             };
             self.ctx.transport.submit(bookie, request, Box::new(drop));

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use aquifer_ledger::recovery::machine::{FenceReply, Recovery, RecoveryEvent, RecoveryReadReply};
 use aquifer_ledger::writer::machine::{AddReply, Writer, WriterAction, WriterEvent, WriterOptions};
 use aquifer_model::entry::EntryData;
-use aquifer_model::id::{BookieId, CreationToken, EntryId, LedgerId};
+use aquifer_model::id::{BookieId, CreationToken, EntryId, LedgerId, TenantKey};
 use aquifer_model::quorum::Quorum;
 use aquifer_model::storage::{
     AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest,
@@ -307,6 +307,7 @@ impl World {
         OrderedRequest {
             ledger: LEDGER,
             token: TOKEN,
+            tenant: TenantKey::UNKNOWN,
             operation,
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use aquifer_bookie::{BookieConfig, BookieDeps};
 use aquifer_ledger::bookie_client::{BookieClientConfig, GrpcTransport};
 use aquifer_model::entry::EntryData;
-use aquifer_model::id::{CreationToken, EntryId, LedgerId};
+use aquifer_model::id::{CreationToken, EntryId, LedgerId, TenantKey};
 use aquifer_model::storage::{AddEntry, OrderedOperation, OrderedReply};
 use aquifer_runtime::clock::SystemClock;
 use aquifer_runtime::disk::RealDisk;
@@ -43,6 +43,7 @@ fn request(ledger: u64, operation: OrderedOperation) -> OrderedRequest {
     OrderedRequest {
         ledger: LedgerId(ledger),
         token: CreationToken([4; 16]),
+        tenant: TenantKey::UNKNOWN,
         operation,
     }
 }
