@@ -3,6 +3,7 @@
 
 pub mod bearer;
 pub mod dial;
+pub mod gathered;
 pub mod http;
 pub mod stream;
 pub mod tls;
