@@ -224,7 +224,7 @@ fn segment_with(blocks: &[u8]) -> io::Result<(SimDisk, SegmentFile, SegmentHead)
     let directory = Path::new(DIRECTORY);
     disk.create_dir_all(directory)?;
     let bytes = BLOCK_BYTES + blocks.len();
-    let file = SegmentFile::create(&disk, directory, 1, bytes)?;
+    let file = SegmentFile::create(&disk, directory, (1, bytes), &|_| ())?;
     let head = SegmentHead {
         segment: USE,
         first_sequence: 1,

@@ -43,7 +43,7 @@ impl Reserve {
         if self.bytes == 0 || RealDisk.exists(&self.path)? {
             return Ok(());
         }
-        segment::zeroed(&RealDisk, &self.path, self.bytes)
+        segment::zeroed(&RealDisk, &self.path, self.bytes, &|_| ())
             .map(drop)
             .inspect_err(|_| {
                 // Best effort: what is left of it is given up with the next need.

@@ -23,6 +23,7 @@ use aquifer_model::limits::FRAME_BYTES_MAX;
 use aquifer_model::storage::{BookieError, BookieResult, ReadBatch, ReadRange, TailState};
 use aquifer_proto::v1;
 use aquifer_proto::v1::bookie_server::BookieServer;
+use aquifer_runtime::net::gathered::Gathered;
 use aquifer_runtime::net::stream::ServerStream;
 use aquifer_runtime::net::tls::ServerTls;
 use aquifer_runtime::net::{self, ListenAddress, NetError};
@@ -83,7 +84,9 @@ pub async fn serve(
     let incoming = TcpIncoming::from(listener)
         .with_nodelay(Some(true))
         .with_keepalive(Some(KEEPALIVE))
-        .map(move |accepted| accepted.map(|stream| ServerStream::new(stream, tls.as_ref())));
+        .map(move |accepted| {
+            accepted.map(|stream| Gathered::new(ServerStream::new(stream, tls.as_ref())))
+        });
     let shutdown = tasks.shutdown_token();
     tasks.spawn("bookie-server", async move {
         let stop = async move { shutdown.wait().await };

@@ -181,6 +181,7 @@ impl Shared {
     pub fn end_background(&self, flush: bool) {
         self.ends.flush.fetch_or(flush, Ordering::AcqRel);
         self.ends.begun.store(true, Ordering::Release);
+        self.segments.hurry();
         self.checkpointer.wake();
         self.housekeeper.wake();
     }

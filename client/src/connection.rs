@@ -314,23 +314,19 @@ async fn connect(url: &str, timeout: Duration, tls: &Secret) -> Result<Channel> 
     let refused = |reason| refused(url, reason);
     let secret = Dialer::address(url);
     let dialer = match secret {
-        Some(_) => Some(Dialer::new(tls.get()?)),
-        None => None,
+        Some(_) => Dialer::new(tls.get()?),
+        None => Dialer::plain(),
     };
     let endpoint = Endpoint::from_shared(secret.unwrap_or_else(|| url.to_owned()))
         .map_err(|error| refused(error.to_string()))?
         .connect_timeout(timeout)
-        .tcp_nodelay(true)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(HTTP2_FRAME_BYTES)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
-    let connected = match dialer {
-        Some(dialer) => endpoint.connect_with_connector(dialer).await,
-        None => endpoint.connect().await,
-    };
+    let connected = endpoint.connect_with_connector(dialer).await;
     connected.map_err(|error| refused(source_text(&error)))
 }
 

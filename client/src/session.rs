@@ -6,12 +6,12 @@
 //! the state behind it refuses what an earlier one left over.
 
 use std::ops::ControlFlow;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_proto::v1::broker_client::BrokerClient;
-use aquifer_runtime::clock::{self, Instant};
+use aquifer_runtime::clock::{self, Instant, Sleep};
 use tokio_stream::Stream;
 use tonic::Streaming;
 
@@ -250,8 +250,10 @@ async fn reopen<S: Session>(
 
 /// Takes what the broker sends until the stream ends.
 async fn serve<S: Session>(session: &mut S, mut live: Live<S::Message>) -> End {
+    let mut expiry = Expiry::default();
     loop {
-        let message = or_expired(session, next(&mut live.responses, S::SERVING)).await;
+        let message = next(&mut live.responses, S::SERVING);
+        let message = expiry.or_expired(session, message).await;
         let result = match message {
             None => return End::Expired,
             Some(Ok(Some(message))) => session.handle(live.number, message),
@@ -272,21 +274,52 @@ async fn next<M>(responses: &mut Streaming<M>, what: &'static str) -> Result<Opt
 
 /// Runs a future while what waits too long expires; `None` when that ended the stream.
 async fn or_expired<S: Session, F: Future>(session: &S, future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    loop {
-        let expiry = async {
-            match session.next_expiry() {
-                Some(at) => clock::sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            output = &mut future => return Some(output),
-            () = expiry => {
-                if session.expire() {
-                    return None;
+    Expiry::default().or_expired(session, future).await
+}
+
+/// The wait for what takes too long. It outlasts the waits beside it, nearly all of which are over
+/// long before: a timer for each message would take the lock of the timers of all tasks. It may end
+/// early, and is set again then.
+#[derive(Default)]
+struct Expiry {
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Expiry {
+    /// See the function of this name.
+    async fn or_expired<S, F>(&mut self, session: &S, future: F) -> Option<F::Output>
+    where
+        S: Session,
+        F: Future,
+    {
+        let mut future = pin!(future);
+        loop {
+            self.set(session.next_expiry());
+            tokio::select! {
+                output = &mut future => return Some(output),
+                () = self.wait() => {
+                    if session.expire() {
+                        return None;
+                    }
                 }
             }
+        }
+    }
+
+    /// Ends at `at`, or before; never without one.
+    fn set(&mut self, at: Option<Instant>) {
+        match (at, &mut self.sleep) {
+            (None, sleep) => *sleep = None,
+            (Some(at), Some(sleep)) if sleep.deadline() <= at && !sleep.is_elapsed() => {}
+            (Some(at), Some(sleep)) => sleep.as_mut().reset(at),
+            (Some(at), sleep) => *sleep = Some(Box::pin(clock::sleep_until(at))),
+        }
+    }
+
+    async fn wait(&mut self) {
+        match &mut self.sleep {
+            Some(sleep) => sleep.as_mut().await,
+            None => std::future::pending().await,
         }
     }
 }

@@ -99,8 +99,8 @@ impl GrpcTransport {
         let bad = |reason: &str| BookieError::Invalid(format!("bookie address {url}: {reason}"));
         let secret = Dialer::address(url);
         let dialer = match (&self.config.tls, &secret) {
-            (Some(tls), Some(_)) => Some(Dialer::new(Arc::clone(tls))),
-            (None, None) => None,
+            (Some(tls), Some(_)) => Dialer::new(Arc::clone(tls)),
+            (None, None) => Dialer::plain(),
             (Some(_), None) => {
                 return Err(bad(
                     "it is for plain text, and this process has `internal_tls`",
@@ -115,14 +115,10 @@ impl GrpcTransport {
             .connect_timeout(self.config.connect_timeout)
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(4 * WINDOW_BYTES)
-            .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true);
-        let channel = match dialer {
-            Some(dialer) => endpoint.connect_with_connector_lazy(dialer),
-            None => endpoint.connect_lazy(),
-        };
+        let channel = endpoint.connect_with_connector_lazy(dialer);
         let mut links = self.links.lock();
         match links.get(&bookie) {
             Some(link) => link.set_channel(channel),

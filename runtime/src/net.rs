@@ -4,6 +4,7 @@
 pub mod bearer;
 pub mod dial;
 pub mod fetch;
+pub mod gathered;
 pub mod http;
 pub mod stream;
 pub mod tls;

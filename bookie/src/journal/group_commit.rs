@@ -228,7 +228,7 @@ impl JournalThread {
         }
         self.tail.offset += u64::try_from(block.bytes().len()).unwrap_or(0);
         self.tail.last_sequence = sequence;
-        self.shared.segments.committed(sequence);
+        self.shared.segments.committed(sequence, self.tail.offset);
         self.shared.progress.synced.advance(sequence);
         self.shared.metrics.committed(
             places.iter().flatten().count(),

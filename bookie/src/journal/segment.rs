@@ -17,8 +17,8 @@ const FILE_PREFIX: &str = "segment-";
 const FILE_SUFFIX: &str = ".aqj";
 /// Where the first commit of a segment is.
 pub const FIRST_COMMIT_OFFSET: u64 = 4096;
-/// Zeros are written in pieces of this size.
-const ZERO_BYTES: usize = 1024 * 1024;
+/// Zeros are written in pieces of this size: a commit waits for one at most.
+const ZERO_BYTES: usize = 256 * 1024;
 
 /// What the head block of a segment says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,15 +115,16 @@ impl SegmentFile {
         })
     }
 
-    /// Creates a zeroed segment, durably. On an error nothing is left behind.
+    /// Creates a zeroed segment, durably. `pause` is called between two pieces of it, with the
+    /// bytes so far. On an error nothing is left behind.
     pub fn create(
         disk: &dyn Disk,
         directory: &Path,
-        number: u64,
-        bytes: usize,
+        (number, bytes): (u64, usize),
+        pause: &dyn Fn(usize),
     ) -> io::Result<SegmentFile> {
         let path = directory.join(format!("{FILE_PREFIX}{number:08}{FILE_SUFFIX}"));
-        let created = zeroed(disk, &path, bytes);
+        let created = zeroed(disk, &path, bytes, pause);
         match created {
             Ok(file) => {
                 disk.sync_dir(directory)?;
@@ -159,8 +160,13 @@ impl SegmentFile {
     }
 }
 
-/// Creates a file of zeros, written and synced.
-pub(crate) fn zeroed(disk: &dyn Disk, path: &Path, bytes: usize) -> io::Result<Arc<dyn DiskFile>> {
+/// Creates a file of zeros, written and synced. `pause` is called between two pieces of it.
+pub(crate) fn zeroed(
+    disk: &dyn Disk,
+    path: &Path,
+    bytes: usize,
+    pause: &dyn Fn(usize),
+) -> io::Result<Arc<dyn DiskFile>> {
     let options = OpenOptions {
         create: true,
         direct: true,
@@ -175,6 +181,9 @@ pub(crate) fn zeroed(disk: &dyn Disk, path: &Path, bytes: usize) -> io::Result<A
         let offset = u64::try_from(at).map_err(io::Error::other)?;
         file.write_all_at(offset, &zeros.as_slice()[..piece])?;
         at += piece;
+        if at < blocks_bytes {
+            pause(at);
+        }
     }
     file.sync_data()?;
     Ok(file)

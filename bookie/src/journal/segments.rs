@@ -4,6 +4,9 @@
 //! Invariants: a segment is reused only when the store has flushed every commit in it (H1); the
 //! last segment keeps a reserve that normal adds do not touch, so that fences work on a full
 //! disk; segments are zeroed once and recycled from then on.
+//!
+//! A segment is zeroed little by little, so that the disk is free for commits meanwhile, but never
+//! slower than the one before it fills up.
 
 use std::collections::VecDeque;
 use std::io;
@@ -85,6 +88,9 @@ impl SegmentRotation {
 /// Segments without which a journal cannot go on: one is written while the other is flushed.
 const SEGMENTS_MIN: usize = 2;
 
+/// How long the disk is left to others after each piece of a segment that is zeroed.
+const ZERO_PAUSE: Duration = Duration::from_millis(8);
+
 /// The segments of a journal.
 #[derive(Debug)]
 pub struct Segments {
@@ -105,6 +111,10 @@ struct State {
     frugal: bool,
     /// Why no segment could be prepared last time.
     blocked: Option<String>,
+    /// Bytes of the current segment that are used, and all of them.
+    used: (u64, u64),
+    /// The bookie ends.
+    hurried: bool,
 }
 
 impl Segments {
@@ -157,14 +167,18 @@ impl Segments {
         state.files.push(file);
     }
 
-    /// Creates a zeroed segment and adds it as spare.
+    /// Creates a zeroed segment and adds it as spare, as fast as the disk allows.
     pub fn create(&self, bytes: usize) -> io::Result<()> {
+        self.create_with(bytes, &|_| ())
+    }
+
+    fn create_with(&self, bytes: usize, pause: &dyn Fn(usize)) -> io::Result<()> {
         let number = {
             let mut state = self.state.lock();
             state.last_number += 1;
             state.last_number
         };
-        match SegmentFile::create(&*self.disk, &self.directory, number, bytes) {
+        match SegmentFile::create(&*self.disk, &self.directory, (number, bytes), pause) {
             Ok(file) => {
                 self.add_spare(Arc::new(file));
                 Ok(())
@@ -191,7 +205,24 @@ impl Segments {
                 return Ok(false);
             }
         }
-        self.create(self.segment_bytes).map(|()| true)
+        let bytes = self.segment_bytes;
+        self.create_with(bytes, &|done| self.pause(done, bytes))?;
+        Ok(true)
+    }
+
+    /// Leaves the disk to commits, unless the current segment fills up faster than the next one is
+    /// zeroed.
+    fn pause(&self, done: usize, bytes: usize) {
+        let mut state = self.state.lock();
+        if state.has_time(done as u64, bytes as u64) {
+            self.changed.wait_for(&mut state, ZERO_PAUSE);
+        }
+    }
+
+    /// Lets a segment that is being zeroed be done soon, and every later one.
+    pub fn hurry(&self) {
+        self.state.lock().hurried = true;
+        self.changed.notify_all();
     }
 
     /// Takes a spare segment into use, waiting for up to `patience` while one is prepared.
@@ -199,8 +230,13 @@ impl Segments {
         let mut state = self.state.lock();
         loop {
             if let Some(number) = state.rotation.roll(last) {
-                return state.file(number);
+                let file = state.file(number);
+                state.used = (0, file.as_ref().map_or(0, |file| file.bytes));
+                return file;
             }
+            // It is full: a segment that is being zeroed waits no longer.
+            state.used = (1, 1);
+            self.changed.notify_all();
             let blocked = state.blocked.is_some();
             if blocked || self.changed.wait_for(&mut state, patience).timed_out() {
                 return None;
@@ -208,9 +244,11 @@ impl Segments {
         }
     }
 
-    /// A commit was written to the current segment.
-    pub fn committed(&self, sequence: u64) {
-        self.state.lock().rotation.committed(sequence);
+    /// A commit was written to the current segment, and ends there.
+    pub fn committed(&self, sequence: u64, end: u64) {
+        let mut state = self.state.lock();
+        state.rotation.committed(sequence);
+        state.used.0 = end;
     }
 
     /// The store has flushed everything up to `flushed`.
@@ -261,6 +299,14 @@ impl Segments {
 }
 
 impl State {
+    /// Whether the next segment, of which so much is zeroed, is ready before the current one is
+    /// full, if both go on as until now.
+    fn has_time(&self, done: u64, bytes: u64) -> bool {
+        let share = |part: u64, whole: u64| part.saturating_mul(1024) / whole.max(1);
+        let (used, all) = self.used;
+        !self.hurried && share(used, all) <= share(done, bytes)
+    }
+
     fn file(&self, number: u64) -> Option<Arc<SegmentFile>> {
         self.files
             .iter()
@@ -271,8 +317,34 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::Path;
+
+    use aquifer_runtime::disk::{Disk, SimDisk};
     use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_disk_is_left_to_commits_while_the_current_segment_lasts() {
+        let disk = Arc::new(SimDisk::new());
+        disk.create_dir_all(Path::new("/journal")).unwrap();
+        let segments = Segments::new(disk, PathBuf::from("/journal"), 1 << 20, 2, 0);
+        let has_time = |done| segments.state.lock().has_time(done, 1 << 20);
+        assert!(has_time(1), "nothing is written yet");
+        segments.create(64 << 10).unwrap();
+        segments.roll(0, Duration::ZERO).unwrap();
+        assert!(has_time(1 << 10));
+        segments.committed(1, 16 << 10);
+        assert!(!has_time(128 << 10), "an eighth is ready, a fourth used");
+        assert!(has_time(256 << 10));
+        assert!(segments.roll(1, Duration::ZERO).is_none());
+        assert!(!has_time(1 << 19), "it is waited for");
+        assert!(segments.prepare(false).unwrap());
+        segments.roll(1, Duration::ZERO).unwrap();
+        assert!(has_time(1));
+        segments.hurry();
+        assert!(!has_time(1));
+    }
 
     proptest! {
         /// H1: whatever the order of commits, rolls and flushes, a segment with an unflushed

@@ -2,8 +2,8 @@
 
 use aquifer_proto::v1;
 
-use super::{Client, PAGE_ITEMS, Security, given, without};
 use crate::error::Result;
+use crate::security::{Client, PAGE_ITEMS, Security, given, without};
 
 /// A revocation of JSON Web Tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]

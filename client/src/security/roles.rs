@@ -2,8 +2,8 @@
 
 use aquifer_proto::v1;
 
-use super::{Client, Security, given, without};
 use crate::error::Result;
+use crate::security::{Client, Security, given, without};
 
 /// A name for actions, which grants give.
 #[derive(Debug, Clone, PartialEq, Eq)]

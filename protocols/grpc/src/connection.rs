@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use aquifer_runtime::budget::ByteBudget;
 use aquifer_runtime::clock::{SharedClock, sleep};
+use aquifer_runtime::net::gathered::Gathered;
 use aquifer_runtime::net::stream::ServerStream;
 use aquifer_runtime::net::tls::ServerTls;
 use futures::Stream;
@@ -40,7 +41,7 @@ pub(crate) fn accept(
     gate: Gate,
     clock: SharedClock,
     metrics: Metrics,
-) -> impl Stream<Item = io::Result<Connection>> + Send + use<> {
+) -> impl Stream<Item = io::Result<Gathered<Connection>>> + Send + use<> {
     let deadlines = Deadlines {
         first_byte: config.handshake_timeout(),
         silence: config.idle_timeout(),
@@ -68,7 +69,8 @@ pub(crate) fn accept(
                     let open = metrics.connection();
                     let share = (gate.connection(), slot, open);
                     let stream = ServerStream::new(stream, tls.as_ref());
-                    break Connection::new(stream, deadlines, clock.clone(), share);
+                    let connection = Connection::new(stream, deadlines, clock.clone(), share);
+                    break Gathered::new(connection);
                 }
             };
             Some((Ok(connection), (listener, tls, slots, gate, clock, metrics)))

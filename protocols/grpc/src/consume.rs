@@ -19,6 +19,7 @@ use aquifer_protocol_api::error::{ApiError, ApiResult};
 use aquifer_runtime::clock::timeout;
 use aquifer_runtime::task::ShutdownToken;
 use tonic::Streaming;
+use tracing::{Instrument, Span};
 
 use crate::consume::frames::Frames;
 use crate::convert::{
@@ -32,18 +33,34 @@ use crate::stream::{self, End, empty_request};
 
 type Out = stream::Out<v1::ConsumeResponse>;
 
-/// Serves a stream to its end.
+/// Serves a stream to its end. Its span is entered to open it and for its last words: what is between
+/// wakes too often for that.
 pub(crate) async fn serve(
     service: &Service,
     ctx: &RequestContext,
     inbound: Streaming<v1::ConsumeRequest>,
     out: Out,
+    span: Span,
 ) {
-    let result = session(service, ctx, inbound, &out).await;
-    if let Some(detail) = service.last_words(result) {
+    let result = session(service, ctx, inbound, &out, &span).await;
+    if let Some(detail) = span.in_scope(|| service.last_words(result)) {
         let last = answer(Answer::Error(detail));
         stream::last_reply(&out, last, &service.config).await;
     }
+}
+
+async fn open(
+    service: &Service,
+    ctx: &RequestContext,
+    inbound: &mut Streaming<v1::ConsumeRequest>,
+) -> Result<ConsumerSession, End> {
+    let first = stream::first(inbound, &service.config, "subscribe").await?;
+    let Some(Kind::Subscribe(request)) = first.request else {
+        return Err(stream::missing("subscribe"));
+    };
+    let request = subscribe(request)?;
+    Span::current().record("topic", tracing::field::display(&request.topic));
+    Ok(service.broker.subscribe(ctx, request).await?)
 }
 
 async fn session(
@@ -51,20 +68,15 @@ async fn session(
     ctx: &RequestContext,
     mut inbound: Streaming<v1::ConsumeRequest>,
     out: &Out,
+    span: &Span,
 ) -> Result<(), End> {
-    let first = stream::first(&mut inbound, &service.config, "subscribe").await?;
-    let Some(Kind::Subscribe(request)) = first.request else {
-        return Err(stream::missing("subscribe"));
-    };
-    let request = subscribe(request)?;
-    tracing::Span::current().record("topic", tracing::field::display(&request.topic));
-    let session = service.broker.subscribe(ctx, request).await?;
+    let opening = open(service, ctx, &mut inbound).instrument(span.clone());
     let ConsumerSession {
         opened,
         port,
         events,
         end,
-    } = session;
+    } = opening.await?;
     stream::reply(out, answer(Answer::Subscribed(wire_subscribed(opened)))).await?;
     let mut frames = Frames::new(events);
     let shutdown = service.tasks.shutdown_token();

@@ -1,8 +1,11 @@
 //! A producer's stream: `open`, then batches in and receipts out.
 //!
-//! Receipts are coalesced: whatever is ready goes into one reply. A failed frame ends the stream
-//! with its error (H7): the client reopens and rewinds. When the stream ends for another reason,
-//! what was sent is waited for, so that the peer learns its outcome.
+//! Receipts are coalesced: whatever is ready goes into one reply. They go from the broker into the
+//! body of the answer (`answers.rs`) without a stop here. A failed frame ends the stream with its
+//! error (H7): the client reopens and rewinds. When the stream ends for another reason, what was
+//! sent is waited for, so that the peer learns its outcome.
+
+mod answers;
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,9 +17,7 @@ use aquifer_proto::v1::produce_request::Request as Kind;
 use aquifer_proto::v1::produce_response::Response as Answer;
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind, Outcome};
-use aquifer_protocol_api::producer::{
-    OpenProducer, ProducerOpened, ProducerPort, ProducerSession, PublishFrame, Receipt,
-};
+use aquifer_protocol_api::producer::{OpenProducer, ProducerOpened, ProducerPort, PublishFrame};
 use aquifer_protocol_api::session::SessionEnd;
 use aquifer_runtime::clock::sleep;
 use aquifer_runtime::inbound::Inbound;
@@ -24,16 +25,15 @@ use aquifer_runtime::task::ShutdownToken;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::Fuse;
-use tokio::sync::mpsc;
 use tonic::Streaming;
+use tracing::{Instrument, Span};
 
+use self::answers::{Answered, Over, Piece};
+pub(crate) use self::answers::{Answers, answers};
 use crate::convert::{body_format, id16, incarnation, invalid, optional_name, topic, version};
 use crate::metrics::{Flow, Metrics};
 use crate::service::Service;
 use crate::stream::{self, End, empty_request};
-
-/// Receipts in one reply.
-const RECEIPTS_PER_REPLY_MAX: usize = 4096;
 
 /// For how long a session whose caller may no longer produce waits for receipts.
 const LAST_RECEIPTS_MAX: Duration = Duration::from_secs(1);
@@ -44,13 +44,20 @@ pub(crate) struct Requests {
     pub(crate) bytes: Inbound,
 }
 
-type Out = stream::Out<v1::ProduceResponse>;
+type Out = stream::Out<Piece>;
 
-/// Serves a stream to its end.
-pub(crate) async fn serve(service: &Service, ctx: &RequestContext, inbound: Requests, out: Out) {
-    let result = session(service, ctx, inbound, &out).await;
-    if let Some(detail) = service.last_words(result) {
-        let last = answer(Answer::Error(detail));
+/// Serves a stream to its end. Its span is entered to open it and for its last words: what is between
+/// wakes too often for that.
+pub(crate) async fn serve(
+    service: &Service,
+    ctx: &RequestContext,
+    inbound: Requests,
+    out: Out,
+    span: Span,
+) {
+    let result = session(service, ctx, inbound, &out, &span).await;
+    if let Some(detail) = span.in_scope(|| service.last_words(result)) {
+        let last = Piece::Message(answer(Answer::Error(detail)));
         stream::last_reply(&out, last, &service.config).await;
     }
 }
@@ -60,30 +67,41 @@ async fn session(
     ctx: &RequestContext,
     mut inbound: Requests,
     out: &Out,
+    span: &Span,
 ) -> Result<(), End> {
+    let opening = open(service, ctx, &mut inbound, out).instrument(span.clone());
+    let (port, answered, end) = opening.await?;
+    let frames = AtomicU64::new(0);
+    let shutdown = service.tasks.shutdown_token();
+    let publishing = publish(port, inbound, &frames, shutdown, &service.metrics);
+    exchange(service, publishing, answered, (&frames, end), out).await
+}
+
+/// What is left of a session that is open.
+type Opened = (Box<dyn ProducerPort>, Answered, SessionEnd);
+
+async fn open(
+    service: &Service,
+    ctx: &RequestContext,
+    inbound: &mut Requests,
+    out: &Out,
+) -> Result<Opened, End> {
     let first = stream::first(&mut inbound.messages, &service.config, "open").await?;
     let Some(Kind::Open(open)) = first.request else {
         return Err(stream::missing("open"));
     };
     let open = open_producer(open)?;
-    tracing::Span::current().record("topic", tracing::field::display(&open.topic));
+    Span::current().record("topic", tracing::field::display(&open.topic));
     let session = service.broker.open_producer(ctx, open).await?;
-    let ProducerSession {
-        opened,
-        port,
-        receipts,
-        room,
-        end,
-    } = session;
-    if let Some(room) = room {
+    if let Some(room) = session.room {
         // From here on messages are read as the topic has room for them.
         inbound.bytes.read_into(room);
     }
-    stream::reply(out, answer(Answer::Opened(wire_opened(opened)))).await?;
-    let frames = AtomicU64::new(0);
-    let shutdown = service.tasks.shutdown_token();
-    let publishing = publish(port, inbound, &frames, shutdown, &service.metrics);
-    exchange(service, publishing, receipts, (&frames, end), out).await
+    let opened = answer(Answer::Opened(wire_opened(session.opened)));
+    stream::reply(out, Piece::Message(opened)).await?;
+    let (receipts, answered) = answers::receipts(session.receipts, &service.metrics);
+    stream::reply(out, Piece::Receipts(receipts)).await?;
+    Ok((session.port, answered, session.end))
 }
 
 /// Reads requests and hands their batches over, until the peer, the broker or this process ends
@@ -139,12 +157,12 @@ fn apart(frames: Vec<PublishFrame>) -> Vec<PublishFrame> {
     frames.into_iter().map(apart).collect()
 }
 
-/// Publishes and answers at once. After publishing has ended, or must end, waits for the receipts
-/// of what was handed over, for a while.
+/// Publishes while the body of the answer takes receipts. After publishing has ended, or must end,
+/// waits for the receipts of what was handed over, for a while.
 async fn exchange(
     service: &Service,
     publishing: impl Future<Output = (End, Box<dyn ProducerPort>)>,
-    mut receipts: mpsc::Receiver<ApiResult<Receipt>>,
+    Answered { taken, mut over }: Answered,
     (handed_over, must_end): (&AtomicU64, SessionEnd),
     out: &Out,
 ) -> Result<(), End> {
@@ -152,31 +170,26 @@ async fn exchange(
     let mut must_end = pin!(must_end.wait().fuse());
     let mut drained = pin!(Fuse::terminated());
     let shutdown = service.tasks.shutdown_token();
-    // A peer that takes no receipts does not see this, nor does it hold up the end of the process.
+    // A peer that takes no receipts keeps its publishing from seeing this. It does not hold up the
+    // end of the process.
     let mut given_up = pin!(async {
         shutdown.wait().await;
         sleep(service.config.drain_timeout()).await;
     });
     let mut gone = pin!(out.closed());
     let mut ended: Option<Ended> = None;
-    let mut answered = 0_u64;
-    let mut ready = Vec::new();
     loop {
-        if ended.is_some() && answered >= handed_over.load(Ordering::Relaxed) {
+        if ended.is_some() && taken.count() >= handed_over.load(Ordering::Relaxed) {
             break;
         }
         tokio::select! {
             biased;
-            count = receipts.recv_many(&mut ready, RECEIPTS_PER_REPLY_MAX) => {
-                if count == 0 {
-                    return Err(closed_early(ended));
-                }
-                tokio::select! {
-                    sent = answer_receipts(&mut ready, out, &service.metrics) => answered += sent?,
-                    () = &mut given_up => return Err(End::Gone),
-                }
-            }
             () = &mut gone => return Err(End::Gone),
+            over = &mut over => return Err(match over {
+                Ok(Over::Failed(error)) => error.into(),
+                Ok(Over::Closed) => closed_early(ended),
+                Err(_) => End::Gone,
+            }),
             // Nothing more is taken: what publishes is not asked any more, and stays, because the
             // port in it is needed for the last receipts.
             error = &mut must_end, if ended.is_none() => {
@@ -190,7 +203,9 @@ async fn exchange(
                 ended = Some((end, Some(port)));
                 drained.set(sleep(service.config.drain_timeout()).fuse());
             }
+            () = taken.more(), if ended.is_some() => {}
             () = &mut drained => break,
+            () = &mut given_up, if ended.is_none() => return Err(End::Gone),
         }
     }
     match ended {
@@ -210,31 +225,6 @@ fn closed_early(ended: Option<Ended>) -> End {
             .outcome(Outcome::Unknown)
             .advise("reopen the producer and send again what is not acknowledged")
             .into(),
-    }
-}
-
-/// Sends everything that is ready in one reply; says how many receipts that were.
-async fn answer_receipts(
-    ready: &mut Vec<ApiResult<Receipt>>,
-    out: &Out,
-    metrics: &Metrics,
-) -> Result<u64, End> {
-    let mut receipts = Vec::with_capacity(ready.len());
-    let mut failure = None;
-    for outcome in ready.drain(..) {
-        match outcome {
-            Ok(receipt) => receipts.push(wire_receipt(receipt)),
-            Err(error) => failure = failure.or(Some(error)),
-        }
-    }
-    let count = u64::try_from(receipts.len()).unwrap_or(u64::MAX);
-    if !receipts.is_empty() {
-        metrics.frame(Flow::ProduceOut, 0);
-        stream::reply(out, answer(Answer::Receipts(v1::Receipts { receipts }))).await?;
-    }
-    match failure {
-        Some(error) => Err(error.into()),
-        None => Ok(count),
     }
 }
 
@@ -278,18 +268,6 @@ fn wire_opened(opened: ProducerOpened) -> v1::ProducerOpened {
         batch_bytes_max: opened.batch_bytes_max,
         deduplication: opened.deduplication,
         last_index: opened.last_index.map(|index| index.0),
-    }
-}
-
-fn wire_receipt(receipt: Receipt) -> v1::Receipt {
-    let at = receipt.stored;
-    v1::Receipt {
-        frame_number: receipt.frame_number,
-        ledger_id: at.map_or(0, |at| at.ledger.0),
-        entry_id: at.map_or(0, |at| at.entry.0),
-        base_index: at.map_or(0, |at| at.base_index.0),
-        duplicate: receipt.duplicate,
-        position_unknown: at.is_none(),
     }
 }
 

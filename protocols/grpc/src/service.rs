@@ -231,7 +231,7 @@ impl v1::broker_server::Broker for Service {
         .await
     }
 
-    type ProduceStream = Replies<v1::ProduceResponse>;
+    type ProduceStream = produce::Answers;
 
     async fn produce(
         &self,
@@ -240,7 +240,7 @@ impl v1::broker_server::Broker for Service {
         let admitted = self.admit("produce")?;
         let ctx = context::of(&request, self.clock.monotonic(), None);
         let span = Self::span("produce", &ctx);
-        let (out, body) = stream::replies();
+        let (out, body) = produce::answers();
         let service = self.clone();
         let bytes = request.extensions().get::<Inbound>().cloned();
         let bytes = bytes.ok_or_else(|| Status::internal("the request came past the gate"))?;
@@ -249,10 +249,10 @@ impl v1::broker_server::Broker for Service {
             bytes,
         };
         let work = async move {
-            produce::serve(&service, &ctx, inbound, out).await;
+            produce::serve(&service, &ctx, inbound, out, span).await;
             drop(admitted);
         };
-        self.tasks.spawn("grpc-produce", work.instrument(span));
+        self.tasks.spawn("grpc-produce", work);
         Ok(Response::new(body))
     }
 
@@ -269,10 +269,10 @@ impl v1::broker_server::Broker for Service {
         let service = self.clone();
         let inbound = request.into_inner();
         let work = async move {
-            consume::serve(&service, &ctx, inbound, out).await;
+            consume::serve(&service, &ctx, inbound, out, span).await;
             drop(admitted);
         };
-        self.tasks.spawn("grpc-consume", work.instrument(span));
+        self.tasks.spawn("grpc-consume", work);
         Ok(Response::new(body))
     }
 }

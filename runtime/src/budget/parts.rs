@@ -5,7 +5,7 @@ use std::hash::Hash;
 
 use parking_lot::Mutex;
 
-use super::ByteBudget;
+use crate::budget::ByteBudget;
 
 /// Parts that are not in use are dropped when there are twice as many as after the last time, and
 /// this.

@@ -9,7 +9,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::Node;
+use crate::budget::Node;
 
 /// A group gains this part of the root's capacity in its turn.
 const QUANTUM_PART: usize = 64;

@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
 
-use super::tls::ClientTls;
+use crate::net::tls::ClientTls;
 
 /// What a connection holds of an answer's head.
 const HEAD_BYTES_MAX: usize = 64 * 1024;

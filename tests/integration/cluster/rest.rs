@@ -5,7 +5,7 @@ use aquifer_harness::cluster::Cluster;
 use aquifer_harness::http::rest;
 use serde_json::{Value, json};
 
-use super::brokers::objects;
+use crate::cluster::brokers::objects;
 
 const N: &str = "/api/v1/tenants/public/namespaces/default";
 

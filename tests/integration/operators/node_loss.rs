@@ -14,7 +14,7 @@ use aquifer_harness::wait::{until, within};
 use aquifer_model::policy::{Policies, Rollover};
 use serde_json::Value;
 
-use super::{QUICK, command, id_of};
+use crate::operators::{QUICK, command, id_of};
 
 const TOPICS: [&str; 2] = ["public/flights/plain", "public/flights/subscribed"];
 const BOOKIES: [&str; 3] = ["bookie-1", "bookie-2", "bookie-3"];

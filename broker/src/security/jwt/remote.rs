@@ -14,8 +14,8 @@ use aquifer_runtime::net::tls::{ClientTls, ClientTlsConfig};
 use http::header::{ACCEPT, HOST};
 use http::{Request, StatusCode, Uri};
 
-use super::{Issuer, JwtIssuer, KEYS_BYTES_MAX, keys};
 use crate::metrics::KeyFetches;
+use crate::security::jwt::{Issuer, JwtIssuer, KEYS_BYTES_MAX, keys};
 
 /// Shortest time between two fetches.
 pub(super) const BETWEEN: Duration = Duration::from_secs(30);

@@ -23,12 +23,12 @@ use aquifer_protocol_api::scope::GrantScope;
 use aquifer_protocol_api::security::RoleName;
 use bytes::Bytes;
 
-use super::grants::grant_said;
-use super::tokens::token_said;
 use crate::error::BrokerError;
 use crate::namespace::{Namespaces, check_unreserved};
 use crate::security::audit::Record;
 use crate::security::grant::Grant;
+use crate::security::manage::grants::grant_said;
+use crate::security::manage::tokens::token_said;
 use crate::security::own_role::{self, OwnRole, Said};
 use crate::security::role::{ActionSet, check_actions};
 use crate::security::token::{self, Token};

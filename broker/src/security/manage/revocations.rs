@@ -6,8 +6,8 @@ use aquifer_protocol_api::admin::{Page, PageRequest};
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::security::{Refuses, RevocationInfo, Revoke};
 
-use super::{drawn_id, limit_of};
 use crate::error::BrokerError;
+use crate::security::manage::{drawn_id, limit_of};
 use crate::security::{Guard, revoked, sessions, token};
 
 /// Revocations that have ended, and go with one that is made.

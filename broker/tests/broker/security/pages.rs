@@ -7,7 +7,7 @@ use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::error::{ApiResult, ErrorKind};
 use aquifer_protocol_api::security::Security;
 
-use super::{Secured, refused, scope};
+use crate::security::{Secured, refused, scope};
 use crate::support::kind;
 
 fn one(after: Option<String>) -> PageRequest {

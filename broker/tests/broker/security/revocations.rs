@@ -14,7 +14,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use serde_json::json;
 
-use super::{Secured, auth_config, authenticate, page};
+use crate::security::{Secured, auth_config, authenticate, page};
 use crate::support::{kind, open, soon};
 
 const TOPIC: &str = "acme/shop/orders";

@@ -9,7 +9,7 @@ use aquifer_protocol_api::data_plane::DataPlane;
 use aquifer_protocol_api::error::{ApiResult, ErrorKind};
 use aquifer_protocol_api::security::{AddGrant, Given, GrantInfo, RoleInfo, RoleName, Security};
 
-use super::{Secured, grant, refused, scope};
+use crate::security::{Secured, grant, refused, scope};
 use crate::support::{kind, open, soon, subscribe};
 
 const DENIED: Option<ErrorKind> = Some(ErrorKind::PermissionDenied);

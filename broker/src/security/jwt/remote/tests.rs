@@ -13,8 +13,8 @@ use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::super::Issuers;
 use super::*;
+use crate::security::jwt::Issuers;
 
 const NOW_MS: u64 = 1_500_000;
 
