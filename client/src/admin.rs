@@ -284,7 +284,7 @@ impl Admin {
         let name = topic.parse::<TopicName>()?;
         let deadline = Deadline::after(self.context.operation_timeout);
         let stats = topic_stats(&self.context, &name, false, deadline).await?;
-        stats(stats).map_err(|error| ClientError::Protocol(error.to_string()))
+        stats::stats(stats).map_err(|error| ClientError::Protocol(error.to_string()))
     }
 
     /// Has the ledgers of a topic, or of all its partitions, offloaded that are closed and end at

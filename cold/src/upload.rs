@@ -139,7 +139,7 @@ impl ObjectUpload {
     ///
     /// # Errors
     /// `Damaged` when there is nothing to write.
-    pub async fn complete(mut self) -> ColdResult<(Written, ColdResult<()>)> {
+    pub async fn complete(self) -> ColdResult<(Written, ColdResult<()>)> {
         let name = self.name;
         let (rest, written) = self
             .writer

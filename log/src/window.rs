@@ -4,7 +4,6 @@
 //!
 //! Invariant: large ranges leave a part of the read-ahead budget to readers that have little.
 
-use aquifer_ledger::offload::Offload;
 use aquifer_model::id::{AttemptId, EntryId, LedgerId};
 use aquifer_runtime::budget::BytePermit;
 

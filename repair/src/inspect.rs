@@ -296,7 +296,7 @@ pub async fn recover(
     ledger: LedgerId,
 ) -> Result<LedgerView, LedgerError> {
     let (info, _) = close_by_recovery(&ctx.ledgers, ledger, &[]).await?;
-    Ok(LedgerView::of(&info))
+    Ok(LedgerView::from(&info))
 }
 
 /// Deletes a ledger by intent, whether or not a topic refers to it. A deletion that was begun

@@ -20,6 +20,7 @@ use aquifer_ledger::context::LedgerContext;
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
 use aquifer_ledger::marks::{self, Mark};
+use aquifer_ledger::members::Members;
 use aquifer_ledger::placement::BookieInfo;
 use aquifer_ledger::testing::{Fuse, Mode, TestWorld};
 use aquifer_ledger::writer::driver::{LedgerWriter, WriterOwner};

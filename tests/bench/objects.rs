@@ -18,6 +18,7 @@ use aquifer_client::{Client, Place};
 use aquifer_harness::wait::until;
 use aquifer_model::id::Index;
 use aquifer_model::policy::{Policies, Rollover};
+use aquifer_model::stats::LedgerPlace;
 use aquifer_runtime::clock::{Clock, SystemClock};
 
 use crate::Suite;
@@ -169,8 +170,14 @@ async fn offload(client: &Client, topics: &[String]) -> Result<()> {
 async fn until_dropped(client: &Client, topic: &str) -> Result<u64> {
     until("copies at bookies to go", || async {
         let stats = client.admin().topic_stats(topic).await?;
-        let mut cold = stats.ledgers.iter().filter(|l| l.state == "offloaded");
-        let behind = stats.ledgers.iter().find(|l| l.state != "offloaded");
+        let mut cold = stats
+            .ledgers
+            .iter()
+            .filter(|l| l.state == LedgerPlace::Offloaded);
+        let behind = stats
+            .ledgers
+            .iter()
+            .find(|l| l.state != LedgerPlace::Offloaded);
         let end = behind.map_or(stats.end_index, |ledger| ledger.first_index);
         Ok((!cold.any(|ledger| ledger.local)).then_some(end.0))
     })

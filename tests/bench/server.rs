@@ -58,7 +58,7 @@ impl Measured {
         self.server.url()
     }
 
-    /// Where its metrics are.
+    /// Where it answers health checks and metrics.
     pub fn http(&self) -> String {
         self.server.http()
     }
@@ -95,11 +95,6 @@ impl Measured {
     /// When it has ended.
     pub fn usage(&self) -> Result<Usage> {
         usage(self.server.id()?)
-    }
-
-    /// Where it answers health checks and metrics.
-    pub fn http(&self) -> String {
-        self.server.http()
     }
 
     /// The sum of a metric over all its labels; 0 for a counter that has not counted yet.

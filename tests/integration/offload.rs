@@ -121,10 +121,8 @@ async fn offloaded_ledgers_are_read_byte_for_byte_and_deleted_with_their_topic()
     // Their copies at the bookie go, and everything is read from objects.
     until("the copies of all offloaded ledgers to go", || async {
         let stats = admin.topic_stats(TOPIC).await?;
-        let offloaded = stats
-            .ledgers
-            .iter()
-            .filter(|l| l.state == LedgerPlace::Offloaded);
+        let ledgers_now = stats.ledgers.iter();
+        let offloaded = ledgers_now.filter(|l| l.state == LedgerPlace::Offloaded);
         let local = offloaded.clone().filter(|ledger| ledger.local).count();
         Ok((offloaded.count() as u64 == ledgers && local == 0).then_some(()))
     })

@@ -130,7 +130,7 @@ impl Broker {
         &self,
         topic: &TopicName,
         subscription: &SubscriptionName,
-        change: Change,
+        change: Change<'_>,
         create: &Create,
         reach: Reach,
     ) -> Result<Index, BrokerError> {
@@ -176,7 +176,7 @@ impl Broker {
         &self,
         topic: &TopicName,
         subscription: &SubscriptionName,
-        change: Change,
+        change: Change<'_>,
         create: &Create,
     ) -> Result<Index, ApiError> {
         let mut pause = RETRY_MIN;
@@ -211,7 +211,7 @@ impl Broker {
         &self,
         topic: &TopicName,
         subscription: &SubscriptionName,
-        change: Change,
+        change: Change<'_>,
         create: &Create,
     ) -> Result<Index, BrokerError> {
         let name = || subscription.clone();
@@ -250,7 +250,7 @@ impl Broker {
         url: &str,
         topic: &TopicName,
         subscription: &SubscriptionName,
-        change: Change,
+        change: Change<'_>,
     ) -> Result<Index, ApiError> {
         let peers = self.shared.peers().map_err(ApiError::from)?;
         match change {

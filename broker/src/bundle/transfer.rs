@@ -109,9 +109,8 @@ async fn write_transfer(
         Ok(Change::put(&partition, record::encode(moved), None))
     };
     let store = shared.ownership.store();
-    let updated = store.update(&ownership::key(bundle), &[], |stored| {
-        std::future::ready(decide(stored))
-    });
+    let key = ownership::key(bundle);
+    let updated = store.update(&key, &[], |stored| std::future::ready(decide(stored)));
     let updated = updated.await.map_err(UpdateError::<BrokerError>::flatten)?;
     let Some(revision) = updated.applied.or(updated.answer) else {
         return Ok(false);

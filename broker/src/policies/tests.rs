@@ -1,6 +1,7 @@
 //! What is in force follows metadata, whatever the order in which changes, reads and watches come.
 
 use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
+use aquifer_metadata::store::{Operation, Transaction};
 use aquifer_model::limits::METADATA_PAGE_KEYS_MAX;
 use aquifer_model::policy::Rollover;
 use aquifer_protocol_api::error::ErrorKind;

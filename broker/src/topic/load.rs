@@ -132,7 +132,7 @@ async fn load_owned(
             mailbox: mailbox.clone(),
             log,
             counters: Arc::clone(&counters),
-            budgets: Budgets::new(shared, &name),
+            budgets: Budgets::new(shared, name),
             life: Lifecycle::default(),
             termination,
         },

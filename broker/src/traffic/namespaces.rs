@@ -63,6 +63,11 @@ struct Shown {
     age_seconds: u64,
 }
 
+/// One of the rates of a namespace.
+type Rate = fn(&Load) -> f64;
+/// One of the other numbers of a namespace.
+type Count = fn(&Shown) -> u64;
+
 /// What the metrics show.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct NamespaceFigures(Arc<Mutex<Vec<Shown>>>);
@@ -71,7 +76,7 @@ impl NamespaceFigures {
     /// Makes the gauges. They show nothing until there is something to show.
     pub(crate) fn new(meter: &Meter) -> NamespaceFigures {
         let figures = NamespaceFigures::default();
-        let rates: [(&str, fn(&Load) -> f64); 4] = [
+        let rates: [(&str, Rate); 4] = [
             ("published_messages", |load| load.messages_in_per_second),
             ("published_bytes", |load| load.bytes_in_per_second),
             ("delivered_messages", |load| load.messages_out_per_second),
@@ -88,7 +93,7 @@ impl NamespaceFigures {
                 })
                 .build();
         }
-        let counts: [(&'static str, fn(&Shown) -> u64); 4] = [
+        let counts: [(&'static str, Count); 4] = [
             ("aquifer_broker_namespace_topics", |line| {
                 line.figures.load.topics
             }),

@@ -13,6 +13,7 @@ use crate::v1;
 /// Statistics as they are answered.
 #[must_use]
 pub fn wire_stats(topic: String, stats: TopicStats) -> v1::TopicStatsResponse {
+    let terminated = stats.is_terminated();
     let ledgers = stats.ledgers.into_iter().map(|ledger| v1::LedgerStats {
         ledger_id: ledger.ledger.0,
         first_index: ledger.first_index.0,
@@ -29,7 +30,6 @@ pub fn wire_stats(topic: String, stats: TopicStats) -> v1::TopicStatsResponse {
             name: producer.name.as_str().to_owned(),
             last_sequence_id: producer.last_sequence_id,
         });
-    let terminated = stats.is_terminated();
     let subscriptions = stats.subscriptions.into_iter().map(wire_subscription);
     v1::TopicStatsResponse {
         topic,
@@ -202,6 +202,10 @@ mod tests {
             messages_out: 13,
             bytes_out: 14,
             shortened: true,
+            ends: vec![TopicEnd {
+                topic: "a/b/c".parse().unwrap(),
+                end: Index(3),
+            }],
         };
         assert_eq!(stats(wire_stats("t".to_owned(), said.clone())), Ok(said));
         let nothing = TopicStats::default();

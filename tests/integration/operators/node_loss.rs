@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Result, ensure};
+use aquifer_client::admin::LedgerPlace;
 use aquifer_client::{Client, Message, Place};
 use aquifer_harness::cluster::Cluster;
 use aquifer_harness::data::flights;
@@ -116,7 +117,7 @@ async fn save(cluster: &Cluster, store: &str) -> Result<Vec<Vec<(u64, Vec<u8>)>>
         for topic in TOPICS {
             let stats = admin.topic_stats(topic).await?;
             let mut stored = stats.ledgers.iter().filter(|ledger| ledger.entries > 0);
-            if !stored.all(|ledger| ledger.state == "offloaded" && !ledger.local) {
+            if !stored.all(|ledger| ledger.state == LedgerPlace::Offloaded && !ledger.local) {
                 return Ok(None);
             }
         }

@@ -91,6 +91,29 @@ fn is_refusal(message: &str) -> bool {
     message.contains("the role of this certificate may not")
 }
 
+/// One frame with every request of [`ordered`], numbered from 1.
+fn frame(name: &str, bookie_id: &Bytes) -> v1::OrderedFrame {
+    let requests = (1..).zip(ordered()).map(|(request_id, (request, _))| {
+        v1::OrderedRequest {
+            request_id,
+            // Each has a ledger of its own, so that none is in the way of another.
+            ledger_id: 100 + request_id,
+            creation_token: Bytes::copy_from_slice(&[1; 16]),
+            request: Some(request),
+            ..v1::OrderedRequest::default()
+        }
+    });
+    v1::OrderedFrame {
+        open: Some(v1::OpenBookie {
+            version: PROTOCOL_VERSION,
+            bookie_id: bookie_id.clone(),
+            cluster: String::new(),
+            client_id: Bytes::copy_from_slice(name.as_bytes()),
+        }),
+        requests: requests.collect(),
+    }
+}
+
 /// Over real connections: the role of the certificate decides each request of a stream by itself,
 /// and each call.
 #[tokio::test]
@@ -98,8 +121,8 @@ async fn each_request_is_decided_by_the_role_of_its_certificate() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
     certify(path);
-    let data = tempfile::tempdir().unwrap();
-    let bookie = Bookie::open(config(data.path()), deps(RealDisk::shared())).unwrap();
+    let data = path.join("data");
+    let bookie = Bookie::open(config(&data), deps(RealDisk::shared())).unwrap();
     let files = ServerTlsConfig {
         cert_file: Some(path.join("bookie.pem")),
         key_file: Some(path.join("bookie.key")),
@@ -129,25 +152,7 @@ async fn each_request_is_decided_by_the_role_of_its_certificate() {
         let denied = client.has(has).await.map_err(|status| status.code());
         let is_denied = denied.err() == Some(Code::PermissionDenied);
         assert_eq!(is_denied, role == Role::Unknown, "{name}");
-        let requests = (1..).zip(ordered()).map(|(request_id, (request, _))| {
-            v1::OrderedRequest {
-                request_id,
-                // Each has a ledger of its own, so that none is in the way of another.
-                ledger_id: 100 + request_id,
-                creation_token: Bytes::copy_from_slice(&[1; 16]),
-                tenant: 0,
-                request: Some(request),
-            }
-        });
-        let frame = v1::OrderedFrame {
-            open: Some(v1::OpenBookie {
-                version: PROTOCOL_VERSION,
-                bookie_id: bookie_id.clone(),
-                cluster: String::new(),
-                client_id: Bytes::copy_from_slice(name.as_bytes()),
-            }),
-            requests: requests.collect(),
-        };
+        let frame = frame(name, &bookie_id);
         let stream = client.ordered(futures::stream::iter([frame])).await;
         if role == Role::Unknown {
             assert_eq!(stream.unwrap_err().code(), Code::PermissionDenied);
@@ -161,8 +166,11 @@ async fn each_request_is_decided_by_the_role_of_its_certificate() {
         assert_eq!(answered.len(), ordered().len(), "{name}");
         answered.sort_by_key(|reply| reply.request_id);
         for (reply, (_, need)) in answered.iter().zip(ordered()) {
-            let is_refused = is_refusal(&reply.message);
-            assert_eq!(is_refused, !role.may(need), "{name} may {need}: {reply:?}");
+            assert_eq!(
+                is_refusal(&reply.message),
+                !role.may(need),
+                "{name} may {need}: {reply:?}"
+            );
         }
     }
     tasks.drain(std::time::Duration::from_secs(5)).await;

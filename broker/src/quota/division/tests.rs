@@ -134,9 +134,9 @@ proptest! {
                 let bound = 2 * STEP + 1_000;
                 prop_assert!(used.abs_diff(fair) <= bound, "{used} for {fair} of {demands:?}");
             }
-            for at in 0..brokers {
+            for (at, &demand) in demands.iter().enumerate() {
                 world.look(at);
-                let claim = next(&world.record, broker(at), demands[at]);
+                let claim = next(&world.record, broker(at), demand);
                 prop_assert_eq!(Some(&claim), world.record.get(&broker(at)));
             }
         }

@@ -262,7 +262,7 @@ impl Guard {
             Ok(())
         };
         let store = self.records.store();
-        Ok(scan::each(store, &prefix, Vec::new(), look).await?.0)
+        Ok(scan::each(store, &prefix, Vec::new, look).await?.0)
     }
 }
 

@@ -4,6 +4,7 @@
 use aquifer_log::error::LogError;
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
+use aquifer_model::subscription::Properties;
 use aquifer_model::topic::SubscriptionName;
 use aquifer_protocol_api::pull::Commit as Request;
 
@@ -32,7 +33,8 @@ impl Attachments {
             Ok(Some(id)) => self.commit_to(cx, cursors, id, index, reply),
             Ok(None) => {
                 let name = commit.subscription;
-                self.create(cx, cursors, name, Place::Index(index), reply);
+                let new = (Place::Index(index), Properties::new());
+                self.create(cx, cursors, name, new, reply);
             }
         }
     }

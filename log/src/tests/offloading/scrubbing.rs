@@ -334,8 +334,8 @@ async fn a_backup_made_before_has_what_took_the_place_of_a_bad_object() {
         assert_eq!(heir.read_all().await, before);
 
         // Without the backup all of it goes with the topic, notes included.
-        let forgotten = crate::backup::forget(&ctx, &backups::forget(&backup));
-        forgotten.await.unwrap();
+        let ended = backups::forget(&backup);
+        crate::backup::forget(&ctx, &ended).await.unwrap();
         world.reap(&heir).await;
         assert_eq!(heir.read_all().await, before);
         backups::delete(&world, &heir).await;

@@ -216,6 +216,7 @@ impl Owner {
             extensions: Extensions::default(),
             body: Bytes::from(history::body(self.topic, tag)),
             tag,
+            trace: None,
         }
     }
 
