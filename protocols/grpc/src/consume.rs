@@ -33,8 +33,8 @@ use crate::stream::{self, End, empty_request};
 
 type Out = stream::Out<v1::ConsumeResponse>;
 
-/// Serves a stream to its end. Its span is entered to open it and for its last words: what is between
-/// wakes too often for that.
+/// Serves a stream to its end. Its span is entered to open it and for its last words: what is
+/// between wakes too often for that.
 pub(crate) async fn serve(
     service: &Service,
     ctx: &RequestContext,

@@ -41,8 +41,8 @@ pub(crate) enum Flow {
     ConsumeOut,
 }
 
-/// What went by of a flow. An instrument looks its labels up at each addition, which costs more than
-/// all else that is counted of a frame: it reads these instead.
+/// What went by of a flow. An instrument looks its labels up at each addition, which costs more
+/// than all else that is counted of a frame: it reads these instead.
 #[derive(Debug, Default)]
 struct Counts {
     frames: AtomicU64,

@@ -46,8 +46,8 @@ pub(crate) struct Requests {
 
 type Out = stream::Out<Piece>;
 
-/// Serves a stream to its end. Its span is entered to open it and for its last words: what is between
-/// wakes too often for that.
+/// Serves a stream to its end. Its span is entered to open it and for its last words: what is
+/// between wakes too often for that.
 pub(crate) async fn serve(
     service: &Service,
     ctx: &RequestContext,
