@@ -29,6 +29,7 @@ use crate::peers::Peers;
 use crate::quota::shared::Aggregates;
 use crate::quota::topics::TopicCounts;
 use crate::security::Guard;
+use crate::topic::waiting::WaitingBytes;
 use crate::traffic::LoadMeter;
 
 /// Times that a request reads the bundles of a namespace again.
@@ -70,6 +71,8 @@ pub(crate) struct Context {
     pub(crate) publish_budget: BudgetParts<TenantKey>,
     /// Bytes that reads of backlogs may hold until they are handed to consumers, by tenant.
     pub(crate) read_budget: BudgetParts<TenantKey>,
+    /// Bytes of changes that wait for the cursor logs of all topics.
+    pub(crate) waiting_changes: WaitingBytes,
     pub(crate) namespaces: Namespaces,
     /// Rates that topics of a tenant or a namespace share.
     pub(crate) aggregates: Aggregates,
@@ -139,6 +142,7 @@ impl Context {
             metrics: BrokerMetrics::new(&deps.meter),
             publish_budget: BudgetParts::new(publish_budget),
             read_budget: BudgetParts::new(read_budget),
+            waiting_changes: WaitingBytes::default(),
             namespaces,
             aggregates: Aggregates::default(),
             topic_counts: TopicCounts::default(),

@@ -19,6 +19,7 @@ pub(crate) mod load;
 pub(crate) mod pull;
 pub(crate) mod record;
 pub(crate) mod trimming;
+pub(crate) mod waiting;
 
 mod attachments;
 mod backlog;

@@ -8,7 +8,6 @@
 //!   it. When an append fails, the changes are kept and tried again, and requests keep waiting.
 //! - Nothing is trimmed from the cursor log but what a complete snapshot behind it covers.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,18 +23,20 @@ use aquifer_proto::v1::{CursorDelta, ProducerState, SubscriptionState};
 use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_runtime::clock;
 use bytes::Bytes;
+use prost::Message as _;
 
+use crate::context::Context;
 use crate::cursor_log;
 use crate::subscription::ConsumerId;
 use crate::subscription::cursor::AckDelta;
 use crate::topic::context::TopicContext;
 use crate::topic::event::{Event, Mailbox, Reply, Seeker, SubscriptionId};
+use crate::topic::waiting::Waiting;
 
 /// Changes that go into one group.
 const GROUP_CHANGES_MAX: usize = 4096;
-/// Changes that may wait, each counted with its ranges. While the log cannot be written the peer
-/// that sends more must wait, and comes back later.
-const WAITING_MAX: usize = 256 * 1024;
+/// What a range of acknowledged messages takes.
+const RANGE_BYTES: usize = 16;
 /// First and longest pause after a failed append.
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -98,12 +99,14 @@ pub(super) struct Change {
 }
 
 impl Change {
-    fn weight(&self) -> usize {
+    /// What it takes while it waits, with its names.
+    fn bytes(&self) -> usize {
         let ranges = match &self.effect {
             Effect::Acknowledged { delta, .. } => delta.individual.len(),
             _ => 0,
         };
-        1 + ranges
+        let delta = self.delta.as_ref().map_or(0, CursorDelta::encoded_len);
+        size_of::<Change>() + ranges * RANGE_BYTES + delta
     }
 }
 
@@ -141,9 +144,7 @@ enum Phase {
 pub(super) struct Cursors {
     log: TopicLog,
     sink: Arc<dyn AppendSink>,
-    waiting: VecDeque<Change>,
-    /// How much that is, in changes and ranges.
-    waiting_weight: usize,
+    waiting: Waiting<Change>,
     phase: Phase,
     pause: Duration,
     next_tag: u64,
@@ -198,13 +199,12 @@ impl Cursors {
         log: TopicLog,
         mailbox: &Mailbox,
         dedup_index: Index,
-        now: Duration,
+        shared: &Context,
     ) -> Cursors {
         let bytes = log.stats().bytes;
         Cursors {
             sink: mailbox.cursor_sink(),
-            waiting: VecDeque::new(),
-            waiting_weight: 0,
+            waiting: Waiting::new(Change::bytes, &shared.waiting_changes),
             phase: Phase::Idle,
             pause: RETRY_MIN,
             next_tag: 1,
@@ -214,7 +214,7 @@ impl Cursors {
             snapshot_bytes: 0,
             snapshot_wanted: false,
             dedup_index,
-            snapshot_time: now,
+            snapshot_time: shared.clock.monotonic(),
             log,
         }
     }
@@ -255,12 +255,11 @@ impl Cursors {
 
     /// Whether as much waits as may.
     pub(super) fn is_full(&self) -> bool {
-        self.waiting_weight >= WAITING_MAX
+        self.waiting.is_full()
     }
 
     fn push(&mut self, change: Change) {
-        self.waiting_weight += change.weight();
-        self.waiting.push_back(change);
+        self.waiting.push(change);
     }
 
     /// Has `effect` follow everything that is in flight; gives it back when nothing is.
@@ -334,25 +333,8 @@ impl Cursors {
     /// What waits is not made durable here any more: no client is told that it was.
     fn give_up(&mut self) {
         self.waiting.clear();
-        self.waiting_weight = 0;
         self.snapshot_wanted = false;
         self.phase = Phase::Idle;
-    }
-
-    fn take_group(&mut self) -> Vec<Change> {
-        let count = self.waiting.len().min(GROUP_CHANGES_MAX);
-        let group: Vec<Change> = self.waiting.drain(..count).collect();
-        self.waiting_weight -= group.iter().map(Change::weight).sum::<usize>();
-        group
-    }
-
-    /// Puts the changes of a failed group back in front. Repeating some that were stored changes
-    /// nothing: replayed in order they add up to the same state.
-    fn put_back(&mut self, changes: Vec<Change>) {
-        for change in changes.into_iter().rev() {
-            self.waiting_weight += change.weight();
-            self.waiting.push_front(change);
-        }
     }
 
     /// What is due. `is_whole` says that no record of subscriptions is missing.
@@ -426,7 +408,7 @@ impl Cursors {
 
     /// Writes changes that wait.
     pub(super) fn write_group(&mut self, cx: &TopicContext) -> Written {
-        let changes = self.take_group();
+        let changes = self.waiting.take(GROUP_CHANGES_MAX);
         let deltas: Vec<CursorDelta> = changes.iter().filter_map(|c| c.delta.clone()).collect();
         if deltas.is_empty() {
             return Written::Durable {
@@ -498,7 +480,9 @@ impl Cursors {
 
     fn group_done(&mut self, cx: &TopicContext, group: Group) -> Written {
         if let Some(error) = group.failed {
-            self.put_back(group.changes);
+            // Repeating some that were stored changes nothing: replayed in order they add up to the
+            // same state.
+            self.waiting.put_back(group.changes);
             self.snapshot_wanted |= group.snapshot.is_some();
             cx.shared.metrics.cursor_failures.add(1, &[]);
             self.phase = Phase::Pausing;

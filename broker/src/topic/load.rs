@@ -105,7 +105,7 @@ async fn load_owned(
     let taken_over = log.was_taken_over() || cursor_log.was_taken_over();
     let (logs, epoch) = ([cursor_log.clone(), log.clone()], owned.epoch);
     let delivery_right = delivery_right(shared, owned, logs, (taken_over, sealed), now);
-    let cursors = Cursors::new(cursor_log, &mailbox, recovered.dedup_index, now);
+    let cursors = Cursors::new(cursor_log, &mailbox, recovered.dedup_index, shared);
     tell_losses(shared, name, &recovered);
     let (attachments, publishing) = restore(recovered, &log, &mailbox, now);
     let (incarnation, termination) = (cell.incarnation(), Termination::of(&cell));
