@@ -7,6 +7,7 @@ mod load;
 mod operator;
 mod subscriptions;
 mod tenancy;
+mod topic_content;
 mod topics;
 
 use std::sync::Arc;
@@ -29,7 +30,7 @@ pub use aquifer_model::stats::{
 pub use operator::{BookieInfo, BrokerInfo, BundleInfo, LedgerFragment, LedgerInfo};
 pub use subscriptions::{ClearOptions, SubscriptionReset};
 pub use tenancy::{DeleteOptions, Removed};
-pub use topics::TopicContent;
+pub use topic_content::TopicContent;
 
 type Client = v1::admin_client::AdminClient<Authorized>;
 type Operator = v1::operator_client::OperatorClient<Authorized>;

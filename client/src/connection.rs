@@ -213,7 +213,8 @@ impl Pool {
         {
             return Err(error.clone());
         }
-        let dialed = dial(&url, self.connect_timeout, &self.tls, credential).await;
+        // Boxed: it is large and rare, and every call would have room for it.
+        let dialed = Box::pin(dial(&url, self.connect_timeout, &self.tls, credential)).await;
         slot.attempts.fetch_add(1, Ordering::Release);
         match dialed {
             Ok(connection) => {

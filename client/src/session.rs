@@ -116,7 +116,7 @@ impl<S: Session> Driver<S> {
         let mut target = Target::default();
         let mut last = None;
         loop {
-            let attempt = establish(&session, &mut target);
+            let attempt = Box::pin(establish(&session, &mut target));
             let error = match deadline.limit(S::OPENING, attempt).await {
                 Ok(live) => {
                     return Ok(Driver {
@@ -191,7 +191,8 @@ impl<S: Session> Driver<S> {
     }
 }
 
-/// One attempt to open a stream.
+/// One attempt to open a stream. Callers box it: it is large and short, and what waits for it would
+/// keep as many bytes for as long as the stream is open.
 async fn establish<S: Session>(session: &S, target: &mut Target) -> Result<Live<S::Message>> {
     let connection = target.connect(session.context()).await?;
     let (number, requests) = session.begin();
@@ -241,7 +242,8 @@ async fn reopen<S: Session>(
     target: &mut Target,
 ) -> std::result::Result<Live<S::Message>, End> {
     let deadline = Deadline::after(session.context().operation_timeout);
-    let attempt = deadline.limit(S::OPENING, establish(session, target));
+    let attempt = Box::pin(establish(session, target));
+    let attempt = deadline.limit(S::OPENING, attempt);
     match or_expired(session, attempt).await {
         Some(result) => result.map_err(End::Failed),
         None => Err(End::Expired),
@@ -274,6 +276,7 @@ async fn next<M>(responses: &mut Streaming<M>, what: &'static str) -> Result<Opt
 
 /// Runs a future while what waits too long expires; `None` when that ended the stream.
 async fn or_expired<S: Session, F: Future>(session: &S, future: F) -> Option<F::Output> {
+    let future = pin!(future);
     Expiry::default().or_expired(session, future).await
 }
 

@@ -5,23 +5,9 @@ use aquifer_model::topic::TopicName;
 use aquifer_proto::convert::stats::end;
 use aquifer_proto::v1;
 
+use crate::admin::topic_content::TopicContent;
 use crate::admin::{Admin, Client};
 use crate::error::{ClientError, Result};
-
-/// What the deletion of a topic would delete.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct TopicContent {
-    /// Its partitions; 0 when it is not partitioned.
-    pub partitions: u32,
-    /// Messages that are kept.
-    pub messages: u64,
-    /// Bytes stored.
-    pub stored_bytes: u64,
-    /// Subscriptions that outlive their consumers.
-    pub subscriptions: u64,
-    /// Clients are connected: it is deleted by force only.
-    pub in_use: bool,
-}
 
 impl Admin {
     /// Gives a partitioned topic more partitions. Brokers do not do that yet.

@@ -98,7 +98,7 @@ impl Lanes {
             )));
         }
         let lane = Lane {
-            channel: dial().await?,
+            channel: Box::pin(dial()).await?,
             streams: Arc::default(),
         };
         let place = lane.place();
