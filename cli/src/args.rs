@@ -8,6 +8,7 @@ mod connect;
 mod object;
 mod plan;
 mod policy;
+mod properties;
 mod roles;
 mod security;
 mod storage;
@@ -24,6 +25,8 @@ use aquifer_model::topic::{
     ConsumerName, NamespaceName, ProducerName, SubscriptionName, TopicName,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::args::properties::key_value;
 
 pub use audit::{AuditCommand, AuditSearch};
 pub use backup::{BackupCommand, WhichBackup};
@@ -487,13 +490,6 @@ pub struct LoadArgs {
     /// Which messages are traced.
     #[command(flatten)]
     pub trace: TraceArgs,
-}
-
-fn key_value(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("a property is KEY=VALUE".to_owned()),
-    }
 }
 
 #[cfg(test)]

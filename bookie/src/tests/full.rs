@@ -124,6 +124,8 @@ impl Stall {
 fn fences_work_when_the_journal_is_full() {
     let mut machine = super::crash::Machine::new();
     machine.config.journal_segments_max = 2;
+    // The journal is full before the part of the budget that a tenant may take.
+    machine.config.bytes_in_flight_max = 32 * MIB;
     let bookie = machine.boot();
     eventually("the second segment", || {
         !bookie.core.shared.segments.needs_spare()
@@ -161,6 +163,8 @@ fn fences_work_when_the_journal_is_full() {
 fn a_repeated_add_is_refused_with_the_copy_that_it_waits_for() {
     let mut machine = super::crash::Machine::new();
     machine.config.journal_segments_max = 2;
+    // The journal is full before the part of the budget that a tenant may take.
+    machine.config.bytes_in_flight_max = 32 * MIB;
     let bookie = machine.boot();
     eventually("the second segment", || {
         !bookie.core.shared.segments.needs_spare()
@@ -288,6 +292,8 @@ fn a_full_disk_takes_entries_of_cursor_logs() {
 fn refused_adds_do_not_use_up_the_reserve() {
     let mut machine = super::crash::Machine::new();
     machine.config.journal_segments_max = 2;
+    // The journal is full before the part of the budget that a tenant may take.
+    machine.config.bytes_in_flight_max = 32 * MIB;
     let bookie = machine.boot();
     eventually("the second segment", || {
         !bookie.core.shared.segments.needs_spare()
@@ -311,6 +317,8 @@ fn refused_adds_do_not_use_up_the_reserve() {
 fn a_refused_add_leaves_its_ledger_record_to_the_next() {
     let mut machine = super::crash::Machine::new();
     machine.config.journal_segments_max = 2;
+    // The journal is full before the part of the budget that a tenant may take.
+    machine.config.bytes_in_flight_max = 32 * MIB;
     machine.config.commit_bytes_max = 4_096;
     let bookie = machine.boot();
     eventually("the second segment", || {

@@ -3,6 +3,7 @@
 
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
+use aquifer_model::subscription::Properties;
 use aquifer_model::topic::SubscriptionName;
 use aquifer_protocol_api::admin::{Admin, Clear, Deletion, PageRequest, TopicContent};
 use aquifer_protocol_api::consumer::IndexRange;
@@ -37,7 +38,8 @@ async fn life(cluster: &Cluster, at: &Member, topic: &str) {
     let (broker, context, named) = (&at.broker, stranger(), || name(topic));
     let created = broker.create_topic(&context, named(), 0);
     soon("a topic", created).await.unwrap();
-    let subscribed = broker.create_subscription(&context, named(), s(), Place::Earliest);
+    let subscribed =
+        broker.create_subscription(&context, named(), s(), Place::Earliest, Properties::new());
     assert_eq!(soon("a subscription", subscribed).await, Ok(Index(0)));
     for _ in 0..4 {
         cluster.publish(at, &[topic.to_owned()]).await;
@@ -118,10 +120,13 @@ async fn a_subscription_creates_its_topic_wherever_that_is_served() {
     for (number, member) in members.iter().enumerate() {
         for other in 0..3 {
             let (context, topic) = (stranger(), name(&format!("new-{number}-{other}")));
-            let created =
-                member
-                    .broker
-                    .create_subscription(&context, topic.clone(), s(), Place::Latest);
+            let created = member.broker.create_subscription(
+                &context,
+                topic.clone(),
+                s(),
+                Place::Latest,
+                Properties::new(),
+            );
             assert_eq!(soon("a subscription", created).await, Ok(Index(0)));
             let stats = soon("statistics", member.broker.topic_stats(&context, topic)).await;
             assert_eq!(stats.unwrap().subscriptions.len(), 1);
@@ -139,7 +144,13 @@ async fn a_partitioned_topic_is_done_to_partition_by_partition() {
     cluster
         .publish(&members[0], &parts.collect::<Vec<_>>())
         .await;
-    let subscribed = asked.create_subscription(&context, name("orders"), s(), Place::Earliest);
+    let subscribed = asked.create_subscription(
+        &context,
+        name("orders"),
+        s(),
+        Place::Earliest,
+        Properties::new(),
+    );
     soon("a subscription", subscribed).await.unwrap();
     for member in &members {
         let broker = &member.broker;

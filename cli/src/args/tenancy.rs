@@ -6,8 +6,8 @@ use aquifer_model::place::Place;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use clap::{Args, Subcommand};
 
-use crate::args::key_value;
 use crate::args::policy::{PolicyCommand, PolicyValue};
+use crate::args::properties::key_value;
 
 /// Arguments of `aquifer tenant`.
 #[derive(Debug, Args)]

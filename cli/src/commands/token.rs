@@ -64,33 +64,19 @@ pub async fn run(command: TokenCommand, connect: &Connect, out: &Output) -> Resu
                 false => out.line(format!("token {id} is revoked")),
             }
         }
+        TokenCommand::Revoke { jti: Some(jti), .. } => {
+            show_revocation(&security.revoke_jwt(&jti).await?, out)
+        }
         TokenCommand::Revoke {
-            jti,
             subject,
             issued_before,
             ..
         } => {
-            let made = match (jti, subject) {
-                (Some(jti), _) => security.revoke_jwt(&jti).await?,
-                (None, subject) => {
-                    let subject = subject.unwrap_or_default();
-                    let before = issued_before.map(since_1970);
-                    security.revoke_principal(&subject, before).await?
-                }
-            };
-            match out.is_json() {
-                true => out.object(&revocation_object(&made)),
-                false => out.line(revocation_said(&made)),
-            }
+            let (subject, before) = (subject.unwrap_or_default(), issued_before.map(since_1970));
+            let made = security.revoke_principal(&subject, before).await?;
+            show_revocation(&made, out)
         }
-        TokenCommand::Revocations => {
-            let found = security.list_revocations().await?;
-            if out.is_json() {
-                let mut found = found.iter();
-                return found.try_for_each(|one| out.object(&revocation_object(one)));
-            }
-            out.table(&revocation_table(&found))
-        }
+        TokenCommand::Revocations => list_revocations(&security.list_revocations().await?, out),
         TokenCommand::Unrevoke { id } => {
             security.remove_revocation(&id).await?;
             match out.is_json() {
@@ -100,6 +86,21 @@ pub async fn run(command: TokenCommand, connect: &Connect, out: &Output) -> Resu
         }
         TokenCommand::Inspect { .. } => Ok(()),
     }
+}
+
+fn show_revocation(made: &Revocation, out: &Output) -> Result<(), CliError> {
+    match out.is_json() {
+        true => out.object(&revocation_object(made)),
+        false => out.line(revocation_said(made)),
+    }
+}
+
+fn list_revocations(found: &[Revocation], out: &Output) -> Result<(), CliError> {
+    if out.is_json() {
+        let mut found = found.iter();
+        return found.try_for_each(|one| out.object(&revocation_object(one)));
+    }
+    out.table(&revocation_table(found))
 }
 
 fn since_1970(at: SystemTime) -> u64 {

@@ -9,6 +9,7 @@
 //! until it has sent everything: [`Inner::send`] returns whether there is something to tell, and
 //! [`LedgerWriter::flush`], whose caller must not be called back, leaves that to a task.
 
+mod batch;
 mod change;
 mod patience;
 
@@ -458,27 +459,6 @@ impl Inner {
         }
     }
 
-    fn add_entry(&self, planned: PlannedAdd, data: EntryData, digest: Option<u32>) -> AddEntry {
-        let lac = planned.last_add_confirmed;
-        let reserve = self.reserve;
-        match digest {
-            None => AddEntry {
-                reserve,
-                ..AddEntry::new(self.ledger, planned.entry, lac, planned.ledger_length, data)
-            },
-            Some(digest) => AddEntry {
-                entry: planned.entry,
-                last_add_confirmed: lac,
-                ledger_length: planned.ledger_length,
-                digest,
-                recovery: false,
-                reserve,
-                data,
-                trace: None,
-            },
-        }
-    }
-
     fn submit(self: &Arc<Self>, outgoing: Outgoing, add: AddEntry) {
         let inner = Arc::clone(self);
         let request = OrderedRequest {
@@ -575,29 +555,5 @@ impl Inner {
             }),
             Chore::Watch => self.spawn("ledger-writer-watch", async move { inner.watch().await }),
         }
-    }
-}
-
-type Ready = (
-    Outgoing,
-    PlannedAdd,
-    EntryData,
-    Option<u32>,
-    Option<TraceContext>,
-);
-
-impl State {
-    /// Everything to send, with its data. What was let go of meanwhile needs no send; what a
-    /// bookie still lacks of it is repair's concern.
-    fn take_batch(&mut self) -> Vec<Ready> {
-        let outbox = std::mem::take(&mut self.outbox);
-        outbox
-            .into_iter()
-            .filter_map(|outgoing| {
-                let add = self.add_of(outgoing.entry)?;
-                let data = add.data.clone();
-                Some((outgoing, add.planned, data, add.digest, add.trace))
-            })
-            .collect()
     }
 }

@@ -146,7 +146,7 @@ fn subscription(stats: v1::SubscriptionStats) -> SubscriptionStats {
     }
 }
 
-/// A text that is there; empty is none.
+/// A text, where it is not empty.
 fn given(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }

@@ -21,9 +21,10 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 use tonic::transport::server::Connected;
+
+use crate::clock::Instant;
 
 /// What a read takes beyond what was asked for. A read of as much goes through.
 const AHEAD_BYTES: usize = 32 * 1024;

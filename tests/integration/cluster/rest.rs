@@ -99,7 +99,10 @@ async fn every_broker_does_what_rest_asks() -> Result<()> {
     );
     let seen = objects(&cluster, &["cluster", "bookies", "--count-ledgers"])?;
     let direct = cluster.metadata()?;
-    let read = objects(&cluster, &["bookie", "list", "--metadata", &direct])?;
+    let read = objects(
+        &cluster,
+        &["bookie", "list", "--cluster", "dev", "--metadata", &direct],
+    )?;
     let ids = |all: &[Value]| {
         all.iter()
             .map(|one| one["bookie"].clone())

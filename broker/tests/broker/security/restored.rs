@@ -182,7 +182,8 @@ async fn roles_come_back_and_what_was_deleted_with_its_tenant_does_not() {
 
     let new = Secured::start_with(Some(&cold)).await;
     new.tenants().await;
-    let restored = new.broker().restore_access(&new.admin(), wanted.clone());
+    let admin = new.admin();
+    let restored = new.broker().restore_access(&admin, wanted.clone());
     let restored = restored.await.unwrap();
     assert_eq!(
         (restored.tokens, restored.grants, restored.refused),

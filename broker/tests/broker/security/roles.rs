@@ -181,9 +181,10 @@ async fn who_may_grant_in_a_tenant_makes_its_roles_and_no_more() {
     secured.tenants().await;
     let broker = secured.broker();
     let made = secured.token(Some("acme"), "boss").await;
+    let admin = secured.admin();
     let given = give(
         &secured,
-        &secured.admin(),
+        &admin,
         &made.token.principal,
         "tenant-admin",
         "acme",
