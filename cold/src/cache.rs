@@ -29,8 +29,9 @@ use crate::store::ColdStore;
 
 /// Bytes of one request, at most: a range of 8 MiB that ends with a block, heads included.
 const RUN_BYTES: u64 = 9 << 20;
-/// Of a read of up to this number of blocks all are kept. Larger ones are those of readers that read
-/// on, which have what they want of them: only the ends are kept, which the reads beside may want.
+/// Of a read of up to this number of blocks all are kept. Larger ones are those of readers that
+/// read on, which have what they want of them: only the ends are kept, which the reads beside may
+/// want.
 const KEPT_BLOCKS_MAX: usize = 4;
 /// Blocks that are decoded before other tasks have a turn.
 const DECODED_AT_ONCE: usize = 8;

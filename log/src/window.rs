@@ -1,6 +1,6 @@
-//! How much is fetched ahead of a reader: what is usual from bookies, and more of a ledger that is in
-//! an object alone while the reader waits for it. A store takes long until the first byte comes, and a
-//! bill counts requests: so ranges become larger, and more of them are fetched at once.
+//! How much is fetched ahead of a reader: what is usual from bookies, and more of a ledger that is
+//! in an object alone while the reader waits for it. A store takes long until the first byte comes,
+//! and a bill counts requests: so ranges become larger, and more of them are fetched at once.
 //!
 //! Invariant: large ranges leave a part of the read-ahead budget to readers that have little.
 

@@ -11,9 +11,9 @@
 //! A *part* is a child of the root for one of those that share the process, a tenant, with
 //! children of its own. All but the reserve is divided equally between the parts that hold
 //! something, a part alone may have all of that, and what the others leave is lent. Of the reserve
-//! a part may take as much as it leaves of it. So one that holds little gets bytes at once, whatever
-//! the others hold and however many children they have. Children of a part share in the same way
-//! what the part may have.
+//! a part may take as much as it leaves of it. So one that holds little gets bytes at once,
+//! whatever the others hold and however many children they have. Children of a part share in the
+//! same way what the part may have.
 //!
 //! Acquiring waits in first-come order within a child, and in turns of equal bytes between parts,
 //! and between children without a part (`turns.rs`). Children of a part take turns within it. A

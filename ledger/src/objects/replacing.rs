@@ -8,8 +8,8 @@
 //! give up: − oc/B + od/B                  (as for every attempt; the ledger is not touched)
 //! ```
 //!
-//! Backups that name A find B by a note in the store, which is written before the ledger names B, and
-//! keep B as they keep A: B counts as old as A.
+//! Backups that name A find B by a note in the store, which is written before the ledger names B,
+//! and keep B as they keep A: B counts as old as A.
 //!
 //! The ledger names A until B was read back, so nothing changes for readers meanwhile. A commit
 //! needs `oc/B` as it was read: of an attempt that the reaper has given up nothing becomes known.

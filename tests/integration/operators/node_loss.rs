@@ -86,8 +86,8 @@ async fn read(client: &Client, topic: &str, count: usize) -> Result<Vec<(u64, Ve
     Ok(found)
 }
 
-/// Publishes, acknowledges half of a topic, makes a backup, and waits until nothing of the topics is at
-/// bookies. Answers what they have.
+/// Publishes, acknowledges half of a topic, makes a backup, and waits until bookies have nothing of
+/// the topics. Answers what they have.
 async fn save(cluster: &Cluster, store: &str) -> Result<Vec<Vec<(u64, Vec<u8>)>>> {
     let client = cluster.client()?;
     let policies = Policies {

@@ -118,7 +118,7 @@ async fn a_token_is_refused_by_its_id_and_its_sessions_end_at_every_broker() {
     assert!(quiet.await.is_err(), "another token's session goes on");
 
     let listed = broker.list_revocations(&admin, page()).await.unwrap().items;
-    assert_eq!(listed, [made.clone()]);
+    assert_eq!(listed, std::slice::from_ref(&made));
     broker
         .remove_revocation(&admin, made.id.clone())
         .await
