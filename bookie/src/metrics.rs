@@ -137,7 +137,7 @@ impl BookieMetrics {
             BookieError::Overloaded => "overloaded",
             BookieError::ReadOnly(_) => "read_only",
             BookieError::Io(_) => "io",
-            BookieError::Digest(_) => "digest",
+            BookieError::Digest(_) | BookieError::EndHidden(_) => "digest",
             BookieError::Token | BookieError::Conflict => "conflict",
             BookieError::Deleted => "deleted",
             BookieError::Invalid(_) => "invalid",

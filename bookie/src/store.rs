@@ -80,6 +80,10 @@ pub trait EntryStore: ApplyTarget + Send + Sync {
         bytes_max: usize,
     ) -> Result<Checked, StoreError>;
 
+    /// Whether nothing tells if an entry whose read says `Damaged` was ever stored, nor too many
+    /// behind it: where the ledger ends is hidden.
+    fn hides_end(&self, ledger: LedgerId, entry: EntryId) -> Result<bool, StoreError>;
+
     // Ledgers; the record of one is [`ApplyTarget::ledger`].
 
     /// The last entry of a ledger.

@@ -57,3 +57,23 @@ pub enum LedgerError {
     #[error(transparent)]
     Metadata(#[from] MetadataError),
 }
+
+impl LedgerError {
+    /// Whether it says that no replica has what was stored any more, and another read will not
+    /// either.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            LedgerError::Unreadable {
+                last: BookieError::NoSuchLedger
+                    | BookieError::NoSuchEntry
+                    | BookieError::Token
+                    | BookieError::Conflict
+                    | BookieError::Digest(_)
+                    | BookieError::EndHidden(_),
+                ..
+            }
+        )
+    }
+}

@@ -82,12 +82,8 @@ impl From<LedgerError> for LogError {
             LedgerError::TooFewBookies { .. } | LedgerError::TooFewZones { .. } => {
                 LogError::StorageFull(error.to_string())
             }
+            error if error.is_damage() => LogError::Damaged(error.to_string()),
             LedgerError::Unreadable { ref last, .. } => match last {
-                BookieError::NoSuchLedger
-                | BookieError::NoSuchEntry
-                | BookieError::Token
-                | BookieError::Conflict
-                | BookieError::Digest(_) => LogError::Damaged(error.to_string()),
                 BookieError::Limbo => LogError::Limbo(error.to_string()),
                 // It was trimmed a moment ago: a read that is repeated begins at the first index
                 // left.

@@ -9,6 +9,7 @@ use aquifer_ledger::recovery::driver::{close_by_recovery, close_known};
 use aquifer_ledger::writer::machine::LedgerEnd;
 use aquifer_model::entry::EntryHead;
 use aquifer_model::id::{EntryId, Index};
+use aquifer_model::limits::BATCH_MESSAGES_MAX;
 use aquifer_runtime::clock;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -17,6 +18,7 @@ use tokio::sync::{Notify, watch};
 use crate::context::LogContext;
 use crate::error::LogError;
 use crate::ranges::RangeIndex;
+use crate::read::{head_at, split};
 use crate::record::TopicRecordCell;
 use crate::source::read_stored;
 use crate::state::{LogInner, LogTip, Phase, Segment, SegmentStatus, State};
@@ -124,17 +126,23 @@ async fn finish_last(
     let Some(last) = end.last_entry else {
         return Ok(());
     };
-    // The end comes from the last entry's own head, never from counting (H10, H13).
-    let stored = read_stored(ctx, &info, Wanted::one(last)).await?;
-    let (head, _) = crate::read::split(&info, &stored[0])?;
-    let first = match crate::read::head_at(ctx, &info, EntryId::FIRST).await {
+    segment.entries = last.0 + 1;
+    segment.bytes = end.length;
+    let Some(ending) = ending(ctx, &info, last).await? else {
+        // Nothing of it can be read, and as far as is known it is as young as may be.
+        let now_ms = ctx.ledgers.clock.wall_ms();
+        segment.end_index = behind_damaged(segment.first_index, segment.entries);
+        (segment.first_time_ms, segment.last_time_ms) = (now_ms, now_ms);
+        return Ok(());
+    };
+    let first = match head_at(ctx, &info, EntryId::FIRST).await {
         Ok(first) => first,
         // Readers will be told; the topic can still be served behind it.
         Err(LogError::Damaged(reason)) => {
             tracing::error!(ledger = %segment.ledger, reason, "first entry of a ledger is damaged");
             EntryHead {
                 base_index: segment.first_index,
-                ..head.clone()
+                ..ending.head.clone()
             }
         }
         Err(error) => return Err(error),
@@ -145,12 +153,70 @@ async fn finish_last(
             segment.ledger, first.base_index, segment.first_index
         )));
     }
-    segment.entries = last.0 + 1;
-    segment.end_index = head.end_index();
-    segment.bytes = end.length;
+    segment.end_index = behind_damaged(ending.head.end_index(), last.0 - ending.entry.0);
     segment.first_time_ms = first.broker_time_ms;
-    segment.last_time_ms = head.broker_time_ms;
+    segment.last_time_ms = ending.head.broker_time_ms;
     Ok(())
+}
+
+/// The last entry of a ledger that can be read.
+struct Ending {
+    entry: EntryId,
+    head: EntryHead,
+}
+
+/// What can be read last of a ledger: its last entry, or the one before those at its end that are
+/// damaged in every copy. The end comes from that entry's own head, never from counting (H10, H13).
+async fn ending(
+    ctx: &LogContext,
+    info: &LedgerInfo,
+    last: EntryId,
+) -> Result<Option<Ending>, LogError> {
+    let read = read_stored(ctx, info, Wanted::one(last)).await;
+    let reason = match read.and_then(|stored| split(info, &stored[0])) {
+        Ok((head, _)) => return Ok(Some(Ending { entry: last, head })),
+        Err(LogError::Damaged(reason)) => reason,
+        Err(error) => return Err(error),
+    };
+    tracing::error!(ledger = %info.id, reason, "the last entry of a ledger is damaged");
+    let (mut step, mut found) = (1, None);
+    while found.is_none() && step <= last.0 {
+        let entry = EntryId(last.0 - step);
+        found = whole_head(ctx, info, entry).await?;
+        // The first of all is looked at before it is given up.
+        step = match last.0 {
+            whole if step < whole => (step * 2).min(whole),
+            whole => whole + 1,
+        };
+    }
+    // Some of those that were passed over may be whole.
+    while let Some(Ending { entry, .. }) = &found
+        && let Some(next) = whole_head(ctx, info, entry.next()).await?
+    {
+        found = Some(next);
+    }
+    Ok(found)
+}
+
+/// The head of an entry, if it is not damaged.
+async fn whole_head(
+    ctx: &LogContext,
+    info: &LedgerInfo,
+    entry: EntryId,
+) -> Result<Option<Ending>, LogError> {
+    match head_at(ctx, info, entry).await {
+        Ok(head) => Ok(Some(Ending { entry, head })),
+        Err(LogError::Damaged(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// An index that is behind every message of some entries that cannot be read. How many those have
+/// held is not known, and none of their indices may be given to another message: a subscription
+/// that has acknowledged it would never see that one.
+fn behind_damaged(index: Index, entries: u64) -> Index {
+    let messages = entries.saturating_mul(u64::from(BATCH_MESSAGES_MAX));
+    Index(index.0.saturating_add(messages))
 }
 
 async fn closed(

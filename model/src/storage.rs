@@ -222,9 +222,13 @@ pub enum BookieError {
     /// The disk failed.
     #[error("bookie storage failed: {0}")]
     Io(String),
-    /// Bytes do not match their digest.
+    /// What is stored is damaged: the bytes do not match their digest, or cannot be read.
     #[error("entry does not match its digest: {0}")]
     Digest(String),
+    /// The same so near the end of the ledger that nothing tells whether the entry was ever here,
+    /// nor any behind it. Only recovery reads say so.
+    #[error("damage hides where the ledger ends: {0}")]
+    EndHidden(String),
     /// The ledger id belongs to a ledger with another creation token (H14).
     #[error("another ledger with this id is stored here")]
     Token,

@@ -521,6 +521,7 @@ fn is_final(error: &BookieError) -> bool {
         | BookieError::Token
         | BookieError::Conflict
         | BookieError::Digest(_)
+        | BookieError::EndHidden(_)
         | BookieError::ReadOnly(_)
         | BookieError::Fenced
         | BookieError::Limbo

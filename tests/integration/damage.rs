@@ -257,6 +257,109 @@ async fn a_flipped_bit_in_a_blob_file_is_told() -> Result<()> {
     damaged_store(".blob", 60_000).await
 }
 
+/// A server that was killed, and whose store has everything since: its topics have open ledgers.
+async fn killed_and_flushed(server: &mut Server) -> Result<()> {
+    server.kill()?;
+    server.restart()?;
+    server.stop()
+}
+
+/// Flips a bit of every copy of some bytes in files of RocksDB, some way behind their beginning.
+fn flip_stored(server: &Server, suffix: &str, needle: &[u8], behind: u64) -> Result<()> {
+    let mut flipped = 0;
+    for path in files(server.data_dir(), suffix)? {
+        if let Some(at) = find(&path, needle)? {
+            flip_bit(&path, at + behind)?;
+            flipped += 1;
+        }
+    }
+    ensure!(flipped > 0, "no {suffix} file has it");
+    Ok(())
+}
+
+/// Messages of a topic that come although some are damaged, and whether publishing goes on.
+fn goes_on(url: &str, topic: &str) -> Result<BTreeSet<u64>> {
+    let produced = aquifer(url, &["produce", topic, "one more"])?;
+    ensure!(produced.status.success(), "{produced:?}");
+    let read = aquifer(url, &["--output=json", "read", topic, "--on-damage=skip"])?;
+    let lines = read.stdout.split(|byte| *byte == b'\n');
+    let mut indexes = BTreeSet::new();
+    for line in lines.filter(|line| !line.is_empty()) {
+        let message: serde_json::Value = serde_json::from_slice(line)?;
+        indexes.extend(message["index"].as_u64());
+    }
+    Ok(indexes)
+}
+
+/// What was stored last before a crash is damaged in its only copy: it alone is lost, in the blob
+/// file that holds it, and in a block of keys that hides where the ledger ends.
+#[tokio::test]
+async fn a_flipped_bit_in_what_was_stored_last_costs_that_alone() -> Result<()> {
+    for (bytes, suffix, spared) in [
+        (40_000, ".blob", MESSAGES - 1),
+        (600, ".sst", MESSAGES - 30),
+    ] {
+        let folder = tempfile::tempdir()?;
+        let data_dir = folder.path().join("data");
+        let mut server = Server::start(&data_dir, ServerOptions::default()).await?;
+        publish(&server, "victim", bytes).await?;
+        // A block that has the end of one has the beginning of the next.
+        publish(&server, "neighbour", 10).await?;
+        publish(&server, "bystander", 10).await?;
+        killed_and_flushed(&mut server).await?;
+        flip_stored(&server, suffix, &payload(MESSAGES - 1, bytes)[..200], 20)?;
+        server.restart()?;
+        let (url, last) = (server.url(), u64::try_from(MESSAGES - 1)?);
+        let mut indexes = goes_on(&url, "victim")?;
+        let more = indexes.pop_last().context("what was published after it")?;
+        ensure!(more > last, "{more} was given twice");
+        let spared = u64::try_from(spared)?;
+        ensure!(indexes.is_superset(&(0..spared).collect()), "{indexes:?}");
+        ensure!(!indexes.contains(&last), "the damaged one is not served");
+        ensure!(read(&server, "bystander", 10).await? == Ending::Complete);
+        server.stop()?;
+        server.check_logs()?;
+    }
+    Ok(())
+}
+
+/// The same in a cursor log: every message is read, more is published, and subscriptions are
+/// listed.
+#[tokio::test]
+async fn a_flipped_bit_at_the_end_of_a_cursor_log_leaves_the_topic() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut server = Server::start(&folder.path().join("data"), ServerOptions::default()).await?;
+    publish(&server, "victim", 10).await?;
+    let name = format!("subscription-{}", "of-this-topic".repeat(8));
+    let consumer = server.client()?.consumer("victim", &name);
+    let consumer = consumer.start(Place::Earliest).open().await?;
+    for _ in 0..MESSAGES / 2 {
+        let message = consumer.receive().await?;
+        consumer.ack(&message).await?;
+    }
+    drop(consumer);
+    publish(&server, "bystander", 10).await?;
+    killed_and_flushed(&mut server).await?;
+    let mut flipped = false;
+    for path in files(server.data_dir(), ".sst")? {
+        let bytes = std::fs::read(&path)?;
+        let mut parts = bytes.windows(name.len());
+        if let Some(at) = parts.rposition(|part| part == name.as_bytes()) {
+            flip_bit(&path, u64::try_from(at)? + 3)?;
+            flipped = true;
+        }
+    }
+    ensure!(flipped, "no file has the cursor log");
+    server.restart()?;
+    let indexes = goes_on(&server.url(), "victim")?;
+    let all = u64::try_from(MESSAGES)?;
+    ensure!(indexes == (0..=all).collect(), "{indexes:?}");
+    let list = aquifer(&server.url(), &["subscription", "list", "victim"])?;
+    ensure!(list.status.success(), "{list:?}");
+    server.stop()?;
+    server.check_logs()
+}
+
 /// A store that does not open: there is no other copy of its data, and the error does not advise to
 /// give it up.
 #[tokio::test]

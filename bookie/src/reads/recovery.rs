@@ -1,4 +1,7 @@
 //! Recovery reads: the read follows its fence, and its answer waits for room.
+//!
+//! A recovery has to know what damage proves. An entry that is here and cannot be read was stored,
+//! and is part of the ledger; where a damaged block hides the end of the ledger, nothing tells.
 
 use std::sync::Arc;
 
@@ -54,10 +57,14 @@ impl Core {
             entries_max: 1,
             prefix_bytes: None,
         };
-        let result = self.read_now(&range).and_then(|batch| {
-            let entry = batch.entries.into_iter().next();
-            entry.ok_or(BookieError::NoSuchEntry)
-        });
+        let result = match self.read_now(&range) {
+            Ok(batch) => {
+                let entry = batch.entries.into_iter().next();
+                entry.ok_or(BookieError::NoSuchEntry)
+            }
+            Err(BookieError::Digest(what)) => Err(self.damaged(&range, what)),
+            Err(error) => Err(error),
+        };
         let core = Arc::downgrade(&self);
         let taken = move || {
             if let Some(core) = core.upgrade() {
@@ -80,6 +87,15 @@ impl Core {
                 drop(self);
                 reply(Err(error));
             }
+        }
+    }
+
+    /// What damage means of an entry that was to be read.
+    fn damaged(&self, range: &ReadRange, what: String) -> BookieError {
+        match self.shared.store.hides_end(range.ledger, range.first) {
+            Ok(false) => BookieError::Digest(what),
+            Ok(true) => BookieError::EndHidden(what),
+            Err(error) => error.into(),
         }
     }
 }

@@ -17,6 +17,7 @@ pub(super) fn code(error: &BookieError) -> BookieStatus {
             BookieStatus::IoError
         }
         BookieError::Digest(_) => BookieStatus::Digest,
+        BookieError::EndHidden(_) => BookieStatus::EndHidden,
         BookieError::Token => BookieStatus::Token,
         BookieError::Conflict => BookieStatus::Conflict,
         BookieError::Deleted => BookieStatus::Deleted,
@@ -31,6 +32,7 @@ pub(super) fn detail(error: &BookieError) -> String {
         BookieError::ReadOnly(detail)
         | BookieError::Io(detail)
         | BookieError::Digest(detail)
+        | BookieError::EndHidden(detail)
         | BookieError::Invalid(detail)
         | BookieError::Unreachable(detail) => detail.clone(),
         BookieError::NoSuchLedger

@@ -174,6 +174,10 @@ impl EntryStore for RocksStore {
         self.with(|db| check::check(db, ledger, from, bytes_max))
     }
 
+    fn hides_end(&self, ledger: LedgerId, entry: EntryId) -> Result<bool, StoreError> {
+        self.with(|db| check::hides_end(db, ledger, entry))
+    }
+
     fn last_entry(&self, ledger: LedgerId) -> Result<Option<LastEntry>, StoreError> {
         self.with(|db| db.last_entry(ledger))
     }

@@ -110,6 +110,50 @@ fn a_damaged_last_entry_costs_nothing_but_itself() {
     }
 }
 
+/// I2, I5: a recovery is told what damage proves. An entry that is damaged was stored, and those
+/// behind the last are absent; but where a damaged block has the end of a ledger and the beginning
+/// of the next, nothing tells.
+#[test]
+fn a_recovery_is_told_what_damage_proves() {
+    // A block of 16 KiB has four of the smaller entries. The end of the last ledger is that of its
+    // file.
+    for (len, suffix, ledger, is_hidden) in [
+        (3_900, ".sst", 1, true),
+        (3_900, ".sst", 2, false),
+        (40_000, ".blob", 1, false),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let config = quiet(directory.path());
+        let bookie = open(&config);
+        for (ledger, entry) in (1..=2).flat_map(|ledger| (0..20).map(move |e| (ledger, e))) {
+            done(ask(&bookie, add_request(ledger, entry, len)));
+        }
+        stop(bookie);
+        flip_entry(&config, suffix, ledger, 19);
+        let bookie = open(&config);
+        let read = |entry| {
+            let read = OrderedOperation::RecoveryRead(EntryId(entry));
+            ask(&bookie, request(ledger, read))
+        };
+        assert!(matches!(read(15), Ok(OrderedReply::Entry(_))));
+        for entry in [19, 20, 5_000] {
+            let answer = read(entry);
+            match answer {
+                Err(BookieError::EndHidden(_)) => assert!(is_hidden, "{entry}"),
+                Err(BookieError::Digest(_)) => assert!(!is_hidden && entry == 19, "{entry}"),
+                Err(BookieError::NoSuchEntry) => assert!(!is_hidden && entry > 19, "{entry}"),
+                other => panic!("{ledger}:{entry}: {other:?}"),
+            }
+        }
+        // Others are told what they can use: it is not what was stored.
+        assert!(matches!(
+            read_one(&bookie, ledger, 19),
+            Err(BookieError::Digest(_))
+        ));
+        stop(bookie);
+    }
+}
+
 /// A ledger whose end cannot be read takes further adds, and none that contradicts what is there.
 #[test]
 fn a_ledger_whose_end_is_damaged_goes_on() {

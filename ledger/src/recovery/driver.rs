@@ -94,15 +94,21 @@ async fn claim_and_recover(
         fragments,
         last_entry,
         length,
+        damaged,
     } = Run::new(ctx, info, without).run().await?;
     let length = match (last_entry, length) {
         (None, _) => 0,
         (Some(_), Some(length)) => length,
-        (Some(last), None) => {
-            let stored = reader::read_range(ctx, info, Wanted::one(last)).await?;
-            stored[0].ledger_length
-        }
+        (Some(last), None) => length_up_to(ctx, info, last).await?,
     };
+    if damaged > 0 {
+        tracing::error!(
+            ledger = info.id.0,
+            last_entry = last_entry.map(|entry| entry.0),
+            damaged,
+            "the end of a ledger is damaged in every copy: it stays part of the ledger, as a gap"
+        );
+    }
     let end = LedgerEnd { last_entry, length };
     // Only now: until the ledger is closed, recoveries read what the writer's ensemble has.
     info.fragments.extend(fragments);
@@ -110,6 +116,24 @@ async fn claim_and_recover(
     let doubted = doubted_after_recovery(ctx, info, end);
     ledger_metadata::close(&*ctx.store, info, guards, doubted.as_ref()).await?;
     Ok(end)
+}
+
+/// Bytes of a ledger up to an entry, or up to one before it where that cannot be read any more.
+async fn length_up_to(
+    ctx: &Arc<LedgerContext>,
+    info: &LedgerInfo,
+    last: EntryId,
+) -> Result<u64, LedgerError> {
+    let mut back = 0;
+    loop {
+        let entry = EntryId(last.0.saturating_sub(back));
+        match reader::read_range(ctx, info, Wanted::one(entry)).await {
+            Ok(stored) => return Ok(stored[0].ledger_length),
+            Err(error) if !error.is_damage() => return Err(error),
+            Err(_) if entry == EntryId::FIRST => return Ok(0),
+            Err(_) => back = (back * 2).max(1),
+        }
+    }
 }
 
 /// It is no longer known which bookies the former writer has waited for: where an acknowledged
@@ -146,6 +170,7 @@ struct Found {
     fragments: BTreeMap<EntryId, Vec<BookieId>>,
     last_entry: Option<EntryId>,
     length: Option<u64>,
+    damaged: u64,
 }
 
 type Answer = (Asked, BookieResult<OrderedReply>);
@@ -199,11 +224,13 @@ impl<'a> Run<'a> {
                         fragments,
                         last_entry,
                         length,
+                        damaged,
                     } => {
                         return Ok(Found {
                             fragments,
                             last_entry,
                             length,
+                            damaged,
                         });
                     }
                     RecoveryAction::Abort => {

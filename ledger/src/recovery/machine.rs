@@ -6,6 +6,8 @@
 //! - Reading begins only when no ack quorum of any write set is left without a fence (I4).
 //! - An entry that any replica has is recovered; an entry counts as absent only after Qw−Qa+1
 //!   explicit negatives; anything else aborts. A guess would lose acknowledged entries (I2).
+//! - An entry that was stored, and that every replica that has it has damaged, stays part of the
+//!   ledger: readers are told of it, and nothing before or behind it is lost with it.
 //! - Recovered entries are on Qa bookies before the ledger is closed, without gaps (I3).
 //! - Reads go to the members that the last fragment had at the start, whatever happens to writes. A
 //!   bookie that fails a write-back is replaced for writes only, and metadata learns of it with the
@@ -21,6 +23,11 @@ use crate::slots::SlotSet;
 
 #[cfg(test)]
 mod tests;
+
+/// Where damage hides the end of the ledger, this many entries are taken to have been there: more
+/// than a damaged block of a bookie's store can hide (16 KiB, of entries with heads of some 50
+/// bytes). An entry that anybody has behind some of these shows that they were.
+pub const HIDDEN_ENTRIES_MAX: u64 = 1_024;
 
 /// What happens to a recovery.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -96,6 +103,10 @@ pub enum RecoveryReadReply {
     },
     /// Its index proves that it has not, and by its fence never will from the old writer.
     Absent,
+    /// It was stored there, and cannot be read any more.
+    Damaged,
+    /// Damage hides whether it was stored there, and whether any behind it was.
+    EndHidden,
     /// Anything else. Never a negative.
     Unknown,
 }
@@ -120,6 +131,8 @@ impl RecoveryReadReply {
             Err(BookieError::NoSuchEntry | BookieError::NoSuchLedger | BookieError::Token) => {
                 RecoveryReadReply::Absent
             }
+            Err(BookieError::Digest(_)) => RecoveryReadReply::Damaged,
+            Err(BookieError::EndHidden(_)) => RecoveryReadReply::EndHidden,
             Ok(_) | Err(_) => RecoveryReadReply::Unknown,
         }
     }
@@ -164,9 +177,11 @@ pub enum RecoveryAction {
         fragments: BTreeMap<EntryId, Vec<BookieId>>,
         /// The last entry, if there is any.
         last_entry: Option<EntryId>,
-        /// Bytes of the ledger; `None` when the last entry was not read by this recovery, so the
-        /// driver has to look.
+        /// Bytes of the ledger up to the last entry that was read; `None` when this recovery read
+        /// none, so the driver has to look.
         length: Option<u64>,
+        /// Entries among those that were read which no replica can give any more.
+        damaged: u64,
     },
     /// Too few clear answers: give up without changing anything, and try again later.
     Abort,
@@ -177,9 +192,13 @@ struct EntryRecovery {
     /// Positions where a read found it.
     found: SlotSet,
     absent: SlotSet,
+    damaged: SlotSet,
+    hidden: SlotSet,
     unknown: SlotSet,
     /// Positions of the ensemble that is written to which have it durably.
     held: SlotSet,
+    /// It is part of the ledger, and there is nothing to be written of it.
+    is_lost: bool,
     ledger_length: Option<u64>,
     decided_absent: bool,
 }
@@ -212,6 +231,10 @@ enum Phase {
         /// First entry that was not asked for.
         unasked: EntryId,
         length: Option<u64>,
+        /// Entries below the frontier that cannot be read.
+        lost: u64,
+        /// How many of them are the last ones, and may never have been.
+        hidden: u64,
         ended: bool,
     },
     Finished,
@@ -349,6 +372,8 @@ impl Recovery {
                 frontier: first,
                 unasked: first,
                 length: None,
+                lost: 0,
+                hidden: 0,
                 ended: false,
             };
             self.advance(actions);
@@ -389,6 +414,8 @@ impl Recovery {
                 state.ledger_length = Some(ledger_length);
             }
             RecoveryReadReply::Absent => state.absent.insert(position),
+            RecoveryReadReply::Damaged => state.damaged.insert(position),
+            RecoveryReadReply::EndHidden => state.hidden.insert(position),
             RecoveryReadReply::Unknown => state.unknown.insert(position),
         }
         if state.found.is_empty() && state.absent.len() >= negatives_needed {
@@ -439,7 +466,7 @@ impl Recovery {
         for (&entry, state) in entries.range_mut(..*frontier) {
             state.held -= replacing;
             for position in self.quorum.write_set(entry.0) {
-                if replacing.contains(position) {
+                if replacing.contains(position) && !state.is_lost {
                     actions.push(RecoveryAction::Write {
                         position,
                         bookie: members[position],
@@ -463,7 +490,8 @@ impl Recovery {
         };
         let failed = self.writing.failed;
         let is_stuck = entries.range(..*frontier).any(|(entry, state)| {
-            (state.held | (self.write_set(*entry) - failed)).len() < self.quorum.ack()
+            let may_hold = state.held | (self.write_set(*entry) - failed);
+            may_hold.len() < self.quorum.ack() && !state.is_lost
         });
         if is_stuck && self.writing.replacing.is_empty() {
             self.writing.replacing = failed;
@@ -486,7 +514,9 @@ impl Recovery {
             frontier,
             unasked,
             length,
+            lost,
             ended,
+            ..
         } = &mut self.phase
         else {
             return;
@@ -494,7 +524,7 @@ impl Recovery {
         while !is_replacing
             && let Some(first) = entries.first_entry()
             && first.key() < frontier
-            && first.get().held.len() >= quorum.ack()
+            && (first.get().held.len() >= quorum.ack() || first.get().is_lost)
         {
             first.remove();
         }
@@ -513,11 +543,13 @@ impl Recovery {
         }
         if *ended && entries.is_empty() {
             let (last_entry, length) = (frontier.0.checked_sub(1).map(EntryId), *length);
+            let damaged = *lost;
             self.phase = Phase::Finished;
             actions.push(RecoveryAction::Close {
                 fragments: std::mem::take(&mut self.writing.fragments),
                 last_entry,
                 length,
+                damaged,
             });
         }
     }
@@ -528,6 +560,8 @@ impl Recovery {
             entries,
             frontier,
             length,
+            lost,
+            hidden,
             ended,
             ..
         } = &mut self.phase
@@ -542,9 +576,29 @@ impl Recovery {
                 break;
             }
             if state.found.is_empty() {
+                let answered = state.absent | state.damaged | state.hidden | state.unknown;
+                if answered.len() < quorum.write() {
+                    return false;
+                }
                 // All have answered, and neither found nor proved absent: never guess.
-                return (state.absent | state.unknown).len() == quorum.write();
+                if !state.unknown.is_empty() {
+                    return true;
+                }
+                // Whoever had it has it damaged: it may have been acknowledged.
+                state.is_lost = true;
+                *lost += 1;
+                *hidden = match state.damaged.is_empty() {
+                    true => *hidden + 1,
+                    false => 0,
+                };
+                *frontier = frontier.next();
+                if *hidden == HIDDEN_ENTRIES_MAX {
+                    *ended = true;
+                    entries.retain(|entry, _| *entry < *frontier);
+                }
+                continue;
             }
+            *hidden = 0;
             *length = state.ledger_length;
             state.held = state.found - self.writing.replaced;
             for position in quorum.write_set(frontier.0) {

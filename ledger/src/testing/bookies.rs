@@ -340,6 +340,9 @@ impl TestBookie {
             OrderedOperation::RecoveryRead(entry) => {
                 ledger.fenced = true;
                 return match ledger.entries.get(&entry) {
+                    Some(stored) if !stored.is_intact(request.ledger) => {
+                        Err(BookieError::Digest("on the disk".to_owned()))
+                    }
                     Some(stored) => Ok(OrderedReply::Entry(stored.clone())),
                     None if mode == Mode::Limbo => Err(BookieError::Limbo),
                     None => Err(BookieError::NoSuchEntry),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use aquifer_ledger::ledger_metadata;
 use aquifer_model::extensions::ExtensionsBuilder;
 use aquifer_model::id::EntryId;
+use aquifer_model::limits::BATCH_MESSAGES_MAX;
 use aquifer_model::position::Position;
 
 use super::*;
@@ -208,6 +209,54 @@ async fn damage_is_an_error_alone_and_repaired_by_another_replica_i5() {
         at.index = Index(6);
         let beyond = heir.log.read(&mut at, LIMITS).await.unwrap();
         assert_eq!(bodies(&beyond), expected(3..5), "and what is behind it");
+    }
+}
+
+/// I2, I5: an owner has died, and what it has stored last is damaged in every copy. Everything else
+/// is read, the gap is told, the log goes on, and no index of what is lost is given again.
+#[tokio::test(start_paused = true)]
+async fn damage_at_the_end_of_an_open_ledger_costs_nothing_but_itself() {
+    // Which of ten entries are damaged, and how many at the end are.
+    for (damaged, at_end) in [
+        (vec![9], 1),
+        (vec![6, 7, 8, 9], 4),
+        (vec![1, 4, 5, 8, 9], 2),
+        ((0..10).collect(), 10),
+    ] {
+        let world = TestWorld::new(1);
+        let bookie = world.bookies.ids()[0];
+        let owner = Owner::open(world.logs(), options(100)).await;
+        owner.append_all(0..10).await;
+        let (ledger, end) = (owner.log.stats().ledgers[0].ledger, owner.log.end());
+        for entry in &damaged {
+            world.bookies.corrupt(bookie, ledger, EntryId(*entry));
+        }
+        // Twice: the first heir leaves the ledger closed.
+        let heirs = [
+            Owner::open(world.logs(), options(100)).await,
+            Owner::open(world.logs(), options(100)).await,
+        ];
+        assert_eq!(heirs[0].log.end(), heirs[1].log.end(), "{damaged:?}");
+        let heir = &heirs[1];
+        assert!(heir.log.end() >= end, "{damaged:?}");
+        let lost = u64::from(BATCH_MESSAGES_MAX) * at_end;
+        assert!(heir.log.end() <= end.plus(lost), "{damaged:?}");
+        heir.append_all(10..12).await;
+
+        let (mut at, mut read, mut gaps) = (ReadPoint::from(Index(0)), Vec::new(), 0);
+        while at.index < heir.log.end() {
+            match heir.log.read_or_skip(&mut at, LIMITS).await.unwrap() {
+                Found::Entries(entries) => read.extend(bodies(&entries)),
+                Found::Damaged(damage, _) => {
+                    assert!(damage.end > damage.from && damage.ledger == ledger);
+                    gaps += 1;
+                }
+            }
+        }
+        let whole = (0..12).filter(|tag| !damaged.contains(tag));
+        assert_eq!(read, whole.map(body).collect::<Vec<_>>(), "{damaged:?}");
+        let alone = |entry: &&u64| !damaged.contains(&(**entry + 1));
+        assert_eq!(gaps, damaged.iter().filter(alone).count(), "{damaged:?}");
     }
 }
 

@@ -173,6 +173,7 @@ pub fn failure(status: BookieStatus, message: String) -> BookieResult<()> {
         BookieStatus::ReadOnly => BookieError::ReadOnly(message),
         BookieStatus::IoError => BookieError::Io(message),
         BookieStatus::Digest => BookieError::Digest(message),
+        BookieStatus::EndHidden => BookieError::EndHidden(message),
         BookieStatus::Token => BookieError::Token,
         BookieStatus::Conflict => BookieError::Conflict,
         BookieStatus::Deleted => BookieError::Deleted,

@@ -126,7 +126,7 @@ fn behind(place: CheckPlace) -> Option<CheckPlace> {
 /// Whether the damage that begins at a number is of enough numbers that it hides where the ledger
 /// ends. It covers a range of keys without a gap, so one of them tells; and of a file that ends
 /// before that one RocksDB says so without reading it.
-fn hides_end(db: &Db, ledger: LedgerId, first: EntryId) -> Result<bool, StoreError> {
+pub fn hides_end(db: &Db, ledger: LedgerId, first: EntryId) -> Result<bool, StoreError> {
     let far = EntryId(first.0.saturating_add(ONE_BY_ONE_MAX));
     match db.entry(ledger, far) {
         Ok(_) => Ok(false),

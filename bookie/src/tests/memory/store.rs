@@ -188,6 +188,10 @@ impl EntryStore for MemoryStore {
         Ok(checked)
     }
 
+    fn hides_end(&self, _ledger: LedgerId, _entry: EntryId) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
     fn last_entry(&self, ledger: LedgerId) -> Result<Option<LastEntry>, StoreError> {
         let state = self.0.lock();
         let keys = (ledger, EntryId::FIRST)..=(ledger, EntryId(u64::MAX));

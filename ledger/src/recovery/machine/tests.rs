@@ -9,6 +9,7 @@ struct Run {
     closed: Option<(Option<u64>, Option<u64>)>,
     fragments: Vec<(u64, Vec<BookieId>)>,
     replaces: Vec<Vec<usize>>,
+    damaged: u64,
     aborted: bool,
 }
 
@@ -31,6 +32,7 @@ impl Run {
             closed: None,
             fragments: Vec::new(),
             replaces: Vec::new(),
+            damaged: 0,
             aborted: false,
         }
     }
@@ -52,7 +54,9 @@ impl Run {
                     fragments,
                     last_entry,
                     length,
+                    damaged,
                 } => {
+                    self.damaged = damaged;
                     self.closed = Some((last_entry.map(|entry| entry.0), length));
                     let fragments = fragments.into_iter().map(|(first, m)| (first.0, m));
                     self.fragments = fragments.collect();
@@ -223,4 +227,85 @@ fn without_a_replacement_it_gives_up() {
     run.written(2, 0, false);
     run.on(RecoveryEvent::ReplaceFailed);
     assert!(run.aborted && run.closed.is_none());
+}
+
+#[test]
+fn an_entry_that_is_damaged_wherever_it_is_stays_part_of_the_ledger() {
+    let mut run = Run::new((1, 1, 1), 0, 2);
+    run.fence(0, None);
+    run.read(0, 0, FOUND);
+    run.read(0, 1, RecoveryReadReply::Damaged);
+    assert!(!run.aborted && run.closed.is_none());
+    run.read(0, 2, FOUND);
+    run.read(0, 3, RecoveryReadReply::Damaged);
+    run.read(0, 4, RecoveryReadReply::Absent);
+    assert_eq!(run.writes, [], "there is nothing to write of them");
+    assert_eq!(run.closed, Some((Some(3), Some(7))));
+    assert_eq!(run.damaged, 2);
+}
+
+#[test]
+fn damage_is_never_absence_nor_does_it_outvote_a_good_copy() {
+    let mut run = Run::new((3, 3, 2), 0, 1);
+    run.fence(0, None);
+    run.fence(1, None);
+    run.read(0, 0, RecoveryReadReply::Damaged);
+    run.read(1, 0, RecoveryReadReply::Absent);
+    assert!(run.closed.is_none(), "the third may have it");
+    run.read(2, 0, FOUND);
+    assert_eq!(run.writes, [(0, 0), (1, 0)], "a damaged copy is replaced");
+
+    // Whether it was stored there is not known.
+    let mut unknown = Run::new((3, 3, 2), 0, 1);
+    unknown.fence(0, None);
+    unknown.fence(1, None);
+    unknown.read(0, 0, RecoveryReadReply::Damaged);
+    unknown.read(1, 0, RecoveryReadReply::Absent);
+    unknown.read(2, 0, RecoveryReadReply::Unknown);
+    assert!(unknown.aborted && unknown.closed.is_none());
+
+    // Enough have never had it: it was not acknowledged.
+    let mut absent = Run::new((3, 3, 2), 0, 1);
+    absent.fence(0, None);
+    absent.fence(1, None);
+    absent.read(0, 0, RecoveryReadReply::Damaged);
+    absent.read(1, 0, RecoveryReadReply::Absent);
+    absent.read(2, 0, RecoveryReadReply::Absent);
+    assert_eq!(absent.closed, Some((None, None)));
+}
+
+#[test]
+fn a_hidden_end_is_behind_all_that_damage_can_hide() {
+    let mut run = Run::new((1, 1, 1), 0, 4);
+    run.fence(0, None);
+    run.read(0, 0, FOUND);
+    // What is found behind some shows that they were there.
+    (1..600).for_each(|entry| run.read(0, entry, RecoveryReadReply::EndHidden));
+    run.read(0, 600, FOUND);
+    let last = 600 + HIDDEN_ENTRIES_MAX;
+    for entry in 601..last {
+        run.read(0, entry, RecoveryReadReply::EndHidden);
+        assert!(run.closed.is_none() && !run.aborted, "{entry}");
+    }
+    run.read(0, last, RecoveryReadReply::EndHidden);
+    assert_eq!(run.closed, Some((Some(last), Some(7))));
+    assert_eq!(run.damaged, 599 + HIDDEN_ENTRIES_MAX);
+}
+
+#[test]
+fn a_replacement_gets_nothing_of_what_is_lost() {
+    let mut run = Run::new((2, 2, 2), 0, 2);
+    run.fence(0, None);
+    run.read(0, 0, FOUND);
+    (0..2).for_each(|position| run.read(position, 1, RecoveryReadReply::Damaged));
+    run.written(1, 0, false);
+    assert_eq!(run.replaces, [vec![1]]);
+    run.writes.clear();
+    let members = vec![bookie(0), bookie(7)];
+    run.on(RecoveryEvent::Replaced { members });
+    assert_eq!(run.writes, [(1, 0)]);
+    run.written_by(1, bookie(7), 0, true);
+    run.read(0, 2, RecoveryReadReply::Absent);
+    assert_eq!(run.closed, Some((Some(1), Some(7))));
+    assert_eq!(run.fragments, [(0, vec![bookie(0), bookie(7)])]);
 }
