@@ -6,7 +6,7 @@
 
 mod reads;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use aquifer_bookie::testing::{
     Continuity, Decision, End, Facts, FoundMark, LedgerMeta, LedgerState, RecordKind, Stored,
@@ -51,6 +51,8 @@ pub struct SimBookie<T> {
     disk: Disk,
     limbo: bool,
     gone: bool,
+    /// What is stored and cannot be read any more.
+    rotten: BTreeSet<(LedgerId, EntryId)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -170,6 +172,7 @@ impl<T: Clone> SimBookie<T> {
             disk: Disk::default(),
             limbo: false,
             gone: false,
+            rotten: BTreeSet::new(),
         }
     }
 
@@ -305,6 +308,7 @@ impl<T: Clone> SimBookie<T> {
         };
         facts.stored = match self.store.entries.get(&(ledger, add.entry)) {
             None => Stored::Absent,
+            Some(_) if self.rotten.contains(&(ledger, add.entry)) => Stored::Damaged,
             Some(entry) if *entry == stored(&add) => Stored::Same,
             Some(_) => Stored::Other,
         };
@@ -351,6 +355,11 @@ impl<T: Clone> SimBookie<T> {
         for commit in &disk.journal[disk.synced..] {
             if commit.sequence > self.store.applied {
                 self.store.apply(commit.sequence, &commit.records);
+                for record in &commit.records {
+                    let written = record.entry.as_ref().map(|entry| entry.entry);
+                    self.rotten
+                        .retain(|rotten| Some(*rotten) != written.map(|e| (record.ledger, e)));
+                }
             }
         }
         disk.synced = disk.journal.len();
@@ -449,6 +458,7 @@ impl<T: Clone> SimBookie<T> {
             }
             Crash::Wipe => {
                 *disk = Disk::default();
+                self.rotten.clear();
                 self.gone = !self.has(Defect::ForgottenBookieAnswers);
             }
         }

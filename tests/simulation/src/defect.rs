@@ -28,6 +28,8 @@ pub enum Defect {
     IncompleteLedgerNotMarked,
     /// A writer acknowledges although a bookie that can still get them lacks more than its bound.
     KeptBeyondBound,
+    /// Recovery takes an entry that is damaged in one copy for absent there (I2).
+    DamagedTakenForAbsence,
     /// Repair takes an incomplete replica's "no such entry" for absence (H16).
     NegativeTakenForAbsence,
     /// Repair gives up a position of which it cannot copy one entry, and with it those behind it.
@@ -40,7 +42,7 @@ pub enum Defect {
 
 impl Defect {
     /// Those that the model check finds; the others are found by the simulation.
-    pub const IN_MODEL: [Defect; 12] = [
+    pub const IN_MODEL: [Defect; 13] = [
         Defect::RecoveryReadDoesNotFence,
         Defect::StartFloorMissing,
         Defect::FragmentsPublishedInRecovery,
@@ -53,5 +55,6 @@ impl Defect {
         Defect::StaleRecycledRecords,
         Defect::IncompleteLedgerNotMarked,
         Defect::KeptBeyondBound,
+        Defect::DamagedTakenForAbsence,
     ];
 }

@@ -52,11 +52,17 @@ fn reduced_schedules_end_in_all_the_ways_in_which_all_schedules_do() {
         losses: 1,
         ..Setting::quiet(2, 2, 1, 2)
     };
+    let damage = Setting {
+        rots: 1,
+        losses: 1,
+        ..Setting::quiet(2, 2, 1, 2)
+    };
     settings.extend([
         ("crash", crash),
         ("twice", twice),
         ("rivals", rivals),
         ("held back", held_back),
+        ("damage", damage),
     ]);
     for (name, setting) in settings {
         ends_are_the_same(name, &setting);

@@ -31,7 +31,11 @@ impl<T: Clone> SimBookie<T> {
             last_add_confirmed: self.store.load(range.ledger).lac(),
         };
         let (mut bytes, mut next) = (0, range.first);
+        if self.rotten.contains(&(range.ledger, next)) {
+            return Err(BookieError::Digest("it is damaged".to_owned()));
+        }
         while next <= range.last
+            && !self.rotten.contains(&(range.ledger, next))
             && batch.entries.len() < range.entries_max
             && let Some(entry) = self.store.entries.get(&(range.ledger, next))
         {
@@ -72,6 +76,25 @@ impl<T: Clone> SimBookie<T> {
             presence.add(*entry);
         }
         Ok(presence)
+    }
+
+    /// Whether there is an entry that can be damaged.
+    #[must_use]
+    pub fn may_rot(&self, ledger: LedgerId) -> bool {
+        let newest = self.newest(ledger);
+        newest.is_some_and(|entry| !self.rotten.contains(&(ledger, entry)))
+    }
+
+    /// Damages the newest entry of a ledger on the disk.
+    pub fn rot(&mut self, ledger: LedgerId) {
+        let newest = self.newest(ledger);
+        self.rotten.extend(newest.map(|entry| (ledger, entry)));
+    }
+
+    fn newest(&self, ledger: LedgerId) -> Option<EntryId> {
+        let keys = (ledger, EntryId::FIRST)..=(ledger, EntryId(u64::MAX));
+        let newest = self.store.entries.range(keys).next_back();
+        newest.map(|((_, entry), _)| *entry)
     }
 
     /// Loses an entry that nothing else tells of, as a bad block does.

@@ -12,7 +12,7 @@
 use crate::bookie::Crash;
 use crate::model::settings::Setting;
 use crate::model::steps::Step;
-use crate::model::world::{WRITER, World};
+use crate::model::world::{LEDGER, WRITER, World};
 
 /// Steps that are taken together, and where they lead.
 pub type Move = (Vec<Step>, World);
@@ -117,6 +117,9 @@ impl Moves<'_> {
             for kind in &setting.kinds {
                 self.take(world, served, Step::Crash(bookie, *kind));
             }
+        }
+        if world.rots_left > 0 && world.bookies[usize::from(bookie)].may_rot(LEDGER) {
+            self.take(world, served, Step::Rot(bookie));
         }
         for client in 0..=setting.recoverers {
             if !world.has_request(client, bookie)

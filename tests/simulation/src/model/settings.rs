@@ -35,6 +35,8 @@ pub struct Setting {
     pub crashes: u8,
     /// How bookies may crash.
     pub kinds: Vec<Crash>,
+    /// How often the newest entry that a bookie has is damaged on its disk.
+    pub rots: u8,
     /// Writing, syncing and flushing of a bookie's journal are steps of their own; otherwise every
     /// request is durable when it is served.
     pub journal: bool,
@@ -72,6 +74,7 @@ impl Setting {
             sheds: 0,
             crashes: 0,
             kinds: vec![Crash::Power],
+            rots: 0,
             journal: false,
             closes: false,
             defect: None,
@@ -95,6 +98,13 @@ impl Setting {
                     journal: true,
                     crashes: 1,
                     kinds: vec![Crash::Kill, Crash::Power],
+                    ..Setting::quiet(1, 1, 1, 2)
+                },
+            ),
+            (
+                "one bookie, an entry that is damaged",
+                Setting {
+                    rots: 1,
                     ..Setting::quiet(1, 1, 1, 2)
                 },
             ),
@@ -159,6 +169,14 @@ impl Setting {
                 Setting {
                     kept_bytes_max: 1,
                     crashes: 1,
+                    losses: 1,
+                    ..Setting::quiet(2, 2, 1, 2)
+                },
+            ),
+            (
+                "E2 Qw2 Qa1, two entries, two damaged copies, a loss",
+                Setting {
+                    rots: 2,
                     losses: 1,
                     ..Setting::quiet(2, 2, 1, 2)
                 },
@@ -307,6 +325,10 @@ impl Setting {
             Defect::NegativeWhileQueued => Setting {
                 journal: true,
                 ..Setting::quiet(2, 2, 2, 1)
+            },
+            Defect::DamagedTakenForAbsence => Setting {
+                rots: 1,
+                ..Setting::quiet(3, 3, 2, 1)
             },
             // Repair and owners of topics are not in the model.
             Defect::IncompleteLedgerNotMarked

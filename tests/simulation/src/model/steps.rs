@@ -2,7 +2,7 @@
 
 use crate::bookie::Crash;
 use crate::model::settings::Setting;
-use crate::model::world::World;
+use crate::model::world::{LEDGER, World};
 
 /// One thing that happens. Clients and bookies are numbered from 0; client 0 is the writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,6 +29,8 @@ pub enum Step {
     Flush(u8),
     /// A bookie crashes and starts again.
     Crash(u8, Crash),
+    /// The newest entry that a bookie has is damaged.
+    Rot(u8),
     /// Metadata takes the writer's change of the ensemble, or refuses it.
     Change,
     /// The writer hears what metadata made of it.
@@ -73,6 +75,9 @@ impl World {
             if self.crashes_left > 0 && !bookie.is_gone() {
                 let kinds = setting.kinds.iter();
                 steps.extend(kinds.map(|kind| Step::Crash(number, *kind)));
+            }
+            if self.rots_left > 0 && bookie.may_rot(LEDGER) {
+                steps.push(Step::Rot(number));
             }
         }
         if self.change.as_ref().is_some_and(|c| c.made.is_none()) {

@@ -23,7 +23,7 @@ use crate::model::part::Part;
 use crate::model::settings::Setting;
 use crate::model::steps::Step;
 
-const LEDGER: LedgerId = LedgerId(1);
+pub(super) const LEDGER: LedgerId = LedgerId(1);
 const TOKEN: CreationToken = CreationToken([7; 16]);
 pub(super) const WRITER: u8 = 0;
 
@@ -113,6 +113,7 @@ pub struct World {
     pub(super) duplicates_left: u8,
     pub(super) crashes_left: u8,
     pub(super) sheds_left: u8,
+    pub(super) rots_left: u8,
     changes_left: u8,
     /// Replicas that are gone or known to be incomplete.
     lost: u8,
@@ -172,6 +173,7 @@ impl World {
             duplicates_left: setting.duplicates,
             crashes_left: setting.crashes,
             sheds_left: setting.sheds,
+            rots_left: setting.rots,
             changes_left: setting.changes,
             lost: 0,
             aborts: 0,
@@ -253,6 +255,10 @@ impl World {
             Step::Sync(bookie) => next.sync(bookie),
             Step::Flush(bookie) => next.bookie(bookie).flush(),
             Step::Crash(bookie, crash) => next.crash(bookie, crash)?,
+            Step::Rot(bookie) => {
+                next.rots_left = next.rots_left.checked_sub(1)?;
+                next.bookie(bookie).rot(LEDGER);
+            }
             Step::Change => next.change_record(setting)?,
             Step::HearOfChange => {
                 let made = next.change.take()?.made?;
@@ -278,7 +284,7 @@ impl World {
             }
             Step::Recover(client) => next.begin_recovery(setting, client),
         }
-        next.forget_what_changes_nothing();
+        next.forget_what_changes_nothing(setting);
         next.requests.retain(|_, queue| !queue.is_empty());
         next.answers.retain(|_, queue| !queue.is_empty());
         Some(next)
@@ -476,7 +482,7 @@ impl World {
         if !self.listens(&tag) {
             return Some(());
         }
-        match self.event_of(bookie, &tag, &result) {
+        match self.event_of(setting, bookie, &tag, &result) {
             Heard::Writer(event) => {
                 self.tell_writer(event);
                 self.forget_unheard(WRITER);
@@ -486,7 +492,13 @@ impl World {
         Some(())
     }
 
-    fn event_of(&self, bookie: u8, tag: &Tag, result: &BookieResult<OrderedReply>) -> Heard {
+    fn event_of(
+        &self,
+        setting: &Setting,
+        bookie: u8,
+        tag: &Tag,
+        result: &BookieResult<OrderedReply>,
+    ) -> Heard {
         let bookie = id_of(bookie);
         Heard::Recoverer(match tag.about {
             About::Add(position, entry) => {
@@ -504,7 +516,14 @@ impl World {
             About::Read(position, entry) => RecoveryEvent::Read {
                 position,
                 entry,
-                reply: RecoveryReadReply::of(LEDGER, entry, result),
+                reply: match RecoveryReadReply::of(LEDGER, entry, result) {
+                    RecoveryReadReply::Damaged
+                        if setting.defect == Some(Defect::DamagedTakenForAbsence) =>
+                    {
+                        RecoveryReadReply::Absent
+                    }
+                    reply => reply,
+                },
             },
             About::Write(position, entry) => RecoveryEvent::Write {
                 position,

@@ -13,22 +13,22 @@ use crate::model::world::{Answer, Heard, LEDGER, Link, RecordState, WRITER, Worl
 impl World {
     /// An answer that means nothing to a machine now never will: it is taken at once, so that
     /// states do not differ by when it is.
-    pub(super) fn forget_what_changes_nothing(&mut self) {
+    pub(super) fn forget_what_changes_nothing(&mut self, setting: &Setting) {
         let links: Vec<Link> = self.answers.keys().copied().collect();
         for link in links {
             while let Some(answer) = self.answers.get(&link).and_then(|queue| queue.front())
-                && !self.matters(link.1, answer)
+                && !self.matters(setting, link.1, answer)
             {
                 self.answers.entry(link).or_default().change().pop_front();
             }
         }
     }
 
-    fn matters(&self, bookie: u8, (tag, result): &Answer) -> bool {
+    fn matters(&self, setting: &Setting, bookie: u8, (tag, result): &Answer) -> bool {
         if !self.listens(tag) {
             return false;
         }
-        match self.event_of(bookie, tag, result) {
+        match self.event_of(setting, bookie, tag, result) {
             Heard::Writer(event) => {
                 let (mut machine, mut actions) = (Writer::clone(&self.writer), Vec::new());
                 machine.on(event, &mut actions);
@@ -156,6 +156,7 @@ impl World {
             duplicates_left: _,
             crashes_left: _,
             sheds_left,
+            rots_left,
             changes_left,
             lost,
             aborts,
@@ -163,7 +164,7 @@ impl World {
         Fingerprint::of(&(
             (writer, adds_left, sent, acked, version, change, change_due),
             (bookies, requests, answers, recoverers, record),
-            (sheds_left, changes_left, lost, aborts),
+            (sheds_left, rots_left, changes_left, lost, aborts),
         ))
     }
 
