@@ -146,7 +146,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Tenants and namespaces of the topics, with their policies where they are new.
+    /// Tenants and namespaces of the topics, with their policies where none are set.
     async fn scopes(&self, lists: &Lists, topics: &[Topic<'_>]) -> Result<(), CliError> {
         let names = || topics.iter().map(|topic| topic.name.namespace());
         for tenant in &lists.tenants {
@@ -154,7 +154,8 @@ impl Run<'_> {
                 continue;
             }
             match self.admin.create_tenant(&tenant.tenant).await {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
+                // It is one that each cluster has, or a run was interrupted before its policies.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 created => created?,
             }
             let scope = PolicyScope::Tenant(tenant.tenant.clone());
@@ -171,7 +172,10 @@ impl Run<'_> {
             let policies = policies_of(namespace.policies.clone())?;
             let created = self.admin.create_namespace(&namespace.namespace, policies);
             match created.await {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                    let scope = PolicyScope::Namespace(name);
+                    self.set(&scope, namespace.policies.clone()).await?;
+                }
                 created => drop(created?),
             }
         }
@@ -208,7 +212,7 @@ impl Run<'_> {
         }
     }
 
-    /// Sets policies where none are set.
+    /// Sets policies where none are set, and says where others are.
     async fn set(
         &self,
         scope: &PolicyScope,
@@ -224,9 +228,26 @@ impl Run<'_> {
             version: Some(0),
         };
         match self.admin.update_policies(scope, update).await {
-            // They were set meanwhile, or this was run before.
-            Err(error) if error.code() == Some(ErrorCode::Conflict) => Ok(()),
-            set => Ok(set.map(drop)?),
+            Err(error) if error.code() == Some(ErrorCode::Conflict) => {}
+            set => return Ok(set.map(drop)?),
+        }
+        // Those of the backup are there when this was run before.
+        let is_done = self.admin.get_policies(scope).await?.own == set;
+        match is_done {
+            true => Ok(()),
+            false => self.kept(scope).map_err(Trouble::Every),
+        }
+    }
+
+    fn kept(&self, scope: &PolicyScope) -> Result<(), CliError> {
+        match self.out.is_json() {
+            true => self.out.object(&json!({
+                "policies": scope.to_string(),
+                "outcome": "kept",
+            })),
+            false => self.out.line(format!(
+                "{scope}: its policies stay as they are, and differ from those of the backup"
+            )),
         }
     }
 
