@@ -1,6 +1,8 @@
 //! Backup and restore on real servers with real data: what was saved comes back byte for byte, in
 //! order, with its subscriptions, into an empty cluster and into the one that lost it (I10, H14).
 
+mod access;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
