@@ -10,6 +10,7 @@ use aquifer_protocol_api::admin::{Admin, Removal};
 use aquifer_protocol_api::backup::Backups;
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::security::{AddGrant, Given, RoleName, Security};
+use aquifer_runtime::clock::Clock as _;
 
 use crate::security::{Secured, authenticate, grant};
 use crate::support::until;
@@ -217,4 +218,41 @@ async fn roles_come_back_and_what_was_deleted_with_its_tenant_does_not() {
         "{again:?}"
     );
     assert!(authenticate(new.broker(), Some(token.secret.expose())).is_err());
+}
+
+/// Grants go with the namespaces of a tenant, before the rest of it, and the clock of the broker
+/// that has made one may be ahead of that of the broker that deletes the tenant.
+#[tokio::test]
+async fn grants_that_went_with_a_namespace_of_a_deleted_tenant_do_not_come_back() {
+    for ahead_ms in [0, 3_600_000] {
+        let cold = MemoryColdStore::default();
+        let old = Secured::start_with(Some(&cold)).await;
+        old.tenants().await;
+        let now = old.clock.wall_ms();
+        old.clock.set_wall_ms(now + ahead_ms);
+        old.grant("jwt:sso:alice", &[Action::Consume], "acme/shop")
+            .await;
+        old.clock.set_wall_ms(now);
+        let wanted = saved(&old, BackupScope::Tenant("acme".to_owned())).await;
+
+        let new = Secured::start_with(Some(&cold)).await;
+        new.tenants().await;
+        let (broker, admin) = (new.broker(), new.admin());
+        let restored = broker.restore_access(&admin, wanted.clone()).await;
+        assert_eq!(restored.unwrap().grants, 1);
+        let everything = Removal {
+            force: true,
+            dry_run: false,
+        };
+        let deleted = broker.delete_tenant(&admin, "acme".to_owned(), everything);
+        deleted.await.unwrap();
+        let created = broker.create_tenant(&admin, "acme".to_owned());
+        created.await.unwrap();
+        let again = broker.restore_access(&admin, wanted).await.unwrap();
+        assert_eq!(
+            (again.grants, again.refused),
+            (0, 1),
+            "{ahead_ms}: {again:?}"
+        );
+    }
 }
