@@ -6,7 +6,8 @@
 //! Invariants:
 //! - Describe, produce, consume and manage may be given where the caller may grant; grant, operate
 //!   and audit only where the caller holds them.
-//! - A caller that gets the secret of a token could have given all that the token may do.
+//! - A caller that gets the secret of a token could have given all that the token may do. One that
+//!   revokes a token gets nothing: what others have given to it does not keep it in force.
 //! - A change is answered when this broker decides with it.
 
 mod grants;
@@ -19,6 +20,7 @@ use aquifer_metadata::store::Revision;
 use aquifer_protocol_api::access::{Action, Resource};
 use aquifer_protocol_api::admin::PageRequest;
 use aquifer_protocol_api::context::RequestContext;
+use aquifer_protocol_api::error::{ApiError, ErrorKind};
 use aquifer_protocol_api::scope::GrantScope;
 use aquifer_runtime::secret::{self, NoEntropy};
 
@@ -68,19 +70,26 @@ impl Guard {
         ctx: &RequestContext,
         principal: &str,
     ) -> Result<(), BrokerError> {
-        let is_super = |name: &str| self.is_super_user(name);
-        if is_super(principal) && !is_super(ctx.principal.name()) {
-            return Err(forbidden().into());
-        }
+        self.check_not_above(ctx, principal)?;
         let now = self.clock.wall_ms();
         let grants = self
             .records
             .read(|state| state.grants_of(principal).to_vec());
         let live = grants.iter().filter(|grant| !grant.is_over(now));
         for grant in live {
-            self.check_may_give(ctx, grant.actions, &grant.info.scope)?;
+            let may_give = self.check_may_give(ctx, grant.actions, &grant.info.scope);
+            may_give.map_err(|_| held_elsewhere(principal, &grant.info.id))?;
         }
         Ok(())
+    }
+
+    /// Refuses what is done to a super-user by another principal.
+    fn check_not_above(&self, ctx: &RequestContext, principal: &str) -> Result<(), BrokerError> {
+        let is_super = |name: &str| self.is_super_user(name);
+        match is_super(principal) && !is_super(ctx.principal.name()) {
+            true => Err(forbidden().into()),
+            false => Ok(()),
+        }
     }
 
     fn check_room(&self, has_room: bool) -> Result<(), BrokerError> {
@@ -111,6 +120,15 @@ impl Guard {
             self.records.reached(written).await;
         }
     }
+}
+
+/// The grant is named by its id alone: its scope may be one that the caller must not know of.
+fn held_elsewhere(principal: &str, grant: &str) -> BrokerError {
+    let text = format!("grant {grant} gives {principal} what you may not give");
+    let error = ApiError::new(ErrorKind::PermissionDenied, text);
+    let advice = "ask for it to be done, or for that grant to be removed; a token of another name \
+                  does not have it";
+    error.advise(advice).into()
 }
 
 fn drawn_id() -> Result<[u8; 16], NoEntropy> {

@@ -108,7 +108,9 @@ impl Guard {
         id: &str,
         grace_ms: Option<u64>,
     ) -> Result<NewToken, BrokerError> {
-        self.check_may_speak_for(ctx, id)?;
+        if let Some(principal) = self.principal_of_other(ctx, id) {
+            self.check_may_give_all_of(ctx, &principal)?;
+        }
         let drawn = token::draw(id)?;
         let now = self.clock.wall_ms();
         let grace = grace_ms.unwrap_or(GRACE_MS_DEFAULT).min(LIFETIME_MS_MAX);
@@ -137,7 +139,9 @@ impl Guard {
         ctx: &RequestContext,
         id: &str,
     ) -> Result<(), BrokerError> {
-        self.check_may_speak_for(ctx, id)?;
+        if let Some(principal) = self.principal_of_other(ctx, id) {
+            self.check_not_above(ctx, &principal)?;
+        }
         let now = self.clock.wall_ms();
         let revoked = self.change_token(ctx, "revoke_token", id, |record| {
             record.revoked_ms.get_or_insert(now);
@@ -197,16 +201,12 @@ impl Guard {
                 .read(|state| state.token(id).is_some_and(is_present))
     }
 
-    /// The same for a token that is there, unless it is the caller's own.
-    fn check_may_speak_for(&self, ctx: &RequestContext, id: &str) -> Result<(), BrokerError> {
-        let is_own = self.shows(ctx, id);
-        let principal = self
+    /// The principal of a token that is there, unless it is the caller's own.
+    fn principal_of_other(&self, ctx: &RequestContext, id: &str) -> Option<String> {
+        let found = self
             .records
             .read(|state| state.token(id).map(Token::principal));
-        match principal {
-            Some(principal) if !is_own => self.check_may_give_all_of(ctx, &principal),
-            _ => Ok(()),
-        }
+        found.filter(|_| !self.shows(ctx, id))
     }
 }
 
