@@ -62,20 +62,19 @@ impl Guard {
             operations,
         });
         let written = written.await?;
-        self.changed(ctx, "add_revocation", &said(&info), Some(written))
-            .await;
+        self.changed(
+            ctx,
+            "add_revocation",
+            &revocation_said(&info),
+            Some(written),
+        )
+        .await;
         Ok(info)
     }
 
     /// What is refused, the alias of its issuer, and when the last of these tokens was issued.
     fn refuses(&self, revoke: Revoke, now: u64) -> Result<(Refuses, String, u64), BrokerError> {
         let wrong = |text: &str| BrokerError::invalid(text, "correct the revocation");
-        let alias_of = |text: &str| {
-            let legal = text.bytes().all(|byte| byte.is_ascii_graphic());
-            let parts = text.split_once(':').filter(|_| legal);
-            let parts = parts.filter(|(_, rest)| !rest.is_empty() && text.len() <= TOKEN_BYTES_MAX);
-            parts.map(|(alias, _)| alias.to_owned())
-        };
         match revoke {
             Revoke::Token(token) => {
                 let text = "the id of a token is ALIAS:JTI in printable ASCII";
@@ -130,13 +129,31 @@ impl Guard {
             }],
         });
         let removed = removed.await?;
-        self.changed(ctx, "remove_revocation", &said(&known), Some(removed))
+        let said = revocation_said(&known);
+        self.changed(ctx, "remove_revocation", &said, Some(removed))
             .await;
         Ok(())
     }
 }
 
-fn said(info: &RevocationInfo) -> String {
+/// The alias of the issuer in `ALIAS:REST`.
+fn alias_of(text: &str) -> Option<String> {
+    let legal = text.bytes().all(|byte| byte.is_ascii_graphic());
+    let parts = text.split_once(':').filter(|_| legal);
+    let parts = parts.filter(|(_, rest)| !rest.is_empty() && text.len() <= TOKEN_BYTES_MAX);
+    parts.map(|(alias, _)| alias.to_owned())
+}
+
+/// Whether it could be a token or a principal of an issuer, known here or not.
+pub(super) fn is_of_issuer(refuses: &Refuses) -> bool {
+    let text = match refuses {
+        Refuses::Token(token) => Some(token.as_str()),
+        Refuses::IssuedBefore(principal, _) => principal.strip_prefix("jwt:"),
+    };
+    text.and_then(alias_of).is_some()
+}
+
+pub(super) fn revocation_said(info: &RevocationInfo) -> String {
     let id = &info.id;
     match &info.refuses {
         Refuses::Token(token) => format!("revocation {id} of the token {token}"),

@@ -223,7 +223,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Tokens and grants, those of a tenant or all. Answers how many were refused.
+    /// Revocations, and tokens and grants, those of a tenant or all. Answers how many were refused.
     async fn access(&self, lists: &Lists, tenant: Option<String>) -> Result<u64, CliError> {
         let wanted = RestoreAccess {
             url: self.opened.url.clone(),
@@ -234,6 +234,7 @@ impl Run<'_> {
         };
         let restored = self.client.backups().restore_access(&wanted).await?;
         let RestoredAccess {
+            revocations,
             tokens,
             grants,
             kept,
@@ -241,13 +242,14 @@ impl Run<'_> {
         } = restored;
         match self.out.is_json() {
             true => self.out.object(&json!({
+                "revocations": revocations,
                 "tokens": tokens,
                 "grants": grants,
                 "kept": kept,
                 "refused": refused,
             })),
             false => self.out.line(format!(
-                "{tokens} tokens, and {grants} grants and roles are back; {kept} are here and stay as they \
+                "{revocations} revocations, {tokens} tokens, and {grants} grants and roles are back; {kept} are here and stay as they \
                  are; {refused} may not be given or lack their tenant"
             )),
         }?;
