@@ -27,7 +27,7 @@ use aquifer_runtime::secret::{self, NoEntropy};
 use crate::error::BrokerError;
 use crate::security::audit::Record;
 use crate::security::role::ActionSet;
-use crate::security::{Guard, forbidden, records};
+use crate::security::{Guard, forbidden};
 
 /// Longest lifetime of a token or a grant, and longest grace period: a hundred years.
 const LIFETIME_MS_MAX: u64 = 100 * 366 * 24 * 3_600 * 1_000;
@@ -89,19 +89,6 @@ impl Guard {
         match is_super(principal) && !is_super(ctx.principal.name()) {
             true => Err(forbidden().into()),
             false => Ok(()),
-        }
-    }
-
-    fn check_room(&self, has_room: bool) -> Result<(), BrokerError> {
-        match has_room {
-            true => Ok(()),
-            false => Err(BrokerError::Quota {
-                limit: "records of security",
-                what: "tokens, grants, roles and revocations",
-                scope: "the cluster".to_owned(),
-                used: records::ADDED_MAX,
-                max: records::ADDED_MAX,
-            }),
         }
     }
 

@@ -54,7 +54,7 @@ impl Guard {
         check_actions(actions, &add.scope).map_err(wrong)?;
         self.check_may_give(ctx, actions, &add.scope)?;
         guards.extend(namespaces.taking_access(add.scope.tenant()).await?);
-        self.check_room(self.records.read(|state| state.has_room()))?;
+        self.records.check_room(add.scope.tenant())?;
         let now = self.clock.wall_ms();
         let id = match add.request_id {
             Some(request) => id_of_request(ctx.principal.name(), &request),

@@ -10,6 +10,8 @@
 //!   is of the brokers' tenant, where nothing is given to callers.
 //! - What was revoked of issuers' tokens is revoked before anything is given, whatever tenant is
 //!   asked for: revocations are of the whole cluster, and give nothing.
+//! - The bound of a tenant, which is for what its own administrators add, stops no restore: that of
+//!   the cluster does.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -123,7 +125,10 @@ impl AccessRound<'_> {
     /// changed.
     pub(crate) async fn bring_back(&mut self, items: Vec<Item>) -> Result<(), BrokerError> {
         self.items = self.items.saturating_add(items.len() as u64);
-        self.guard.check_room(self.items <= records::ADDED_MAX)?;
+        if self.items > records::ITEMS_MAX {
+            let max = records::ITEMS_MAX;
+            return Err(records::full("the backup".to_owned(), self.items, max));
+        }
         let Sorted {
             mut revocations,
             mut roles,
@@ -261,7 +266,7 @@ impl Guard {
         if !token::is_id(&revocation.id) || !is_of_issuer(&revocation.refuses) {
             return Ok(Outcome::Refused);
         }
-        self.check_room(self.records.read(|state| state.has_room()))?;
+        self.records.check_room_to_revoke()?;
         let value = record::encode(revoked::record(revocation));
         let key = keys::revocation(&revocation.id);
         self.put_new(key, value, Vec::new()).await
@@ -305,7 +310,7 @@ impl Guard {
         if is_taken {
             return Ok(Outcome::Kept);
         }
-        self.check_room(self.records.read(|state| state.has_room()))?;
+        self.records.check_room(None)?;
         let key = keys::token(&token.id);
         self.put_new(key, record::encode(token.record), guards)
             .await
@@ -330,7 +335,7 @@ impl Guard {
         let Some(guards) = taking(namespaces, tenant).await? else {
             return Ok(Outcome::Refused);
         };
-        self.check_room(self.records.read(|state| state.has_room()))?;
+        self.records.check_room(None)?;
         let key = own_role::key(&role.name);
         let stays = OwnRole {
             deleting: false,
@@ -392,7 +397,7 @@ impl Guard {
             return Ok(Outcome::Refused);
         };
         guards.extend(of_tenant);
-        self.check_room(self.records.read(|state| state.has_room()))?;
+        self.records.check_room(None)?;
         let key = keys::grant(tenant, &info.id);
         self.put_new(key, record::encode(grant.record()), guards)
             .await

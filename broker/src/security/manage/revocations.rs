@@ -30,15 +30,14 @@ impl Guard {
             let text = format!("no issuer has the alias {alias:?}");
             BrokerError::invalid(text, "`auth.jwt` in the brokers' settings has the aliases")
         })?;
-        let (has_room, ended) = self.records.read(|state| {
+        let ended: Vec<String> = self.records.read(|state| {
             let ended = state.revoked.after(None).filter(|old| old.ends_ms <= now);
-            let ended: Vec<String> = ended
-                .take(ENDED_AT_ONCE)
-                .map(|old| old.id.clone())
-                .collect();
-            (state.has_room(), ended)
+            let ended = ended.take(ENDED_AT_ONCE);
+            ended.map(|old| old.id.clone()).collect()
         });
-        self.check_room(has_room || !ended.is_empty())?;
+        if ended.is_empty() {
+            self.records.check_room_to_revoke()?;
+        }
         let leeway = 2 * sessions::LEEWAY_MS;
         let info = RevocationInfo {
             id: token::id_of(drawn_id()?),

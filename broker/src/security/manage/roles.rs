@@ -44,11 +44,9 @@ impl Guard {
         own_role::check_name(&name.name)
             .map_err(|text| BrokerError::invalid(text, "choose another name"))?;
         let actions = parse(actions)?;
-        let (count, has_room) = self.records.read(|state| {
-            let count = state.roles_of(name.tenant.as_deref()).count();
-            (count, state.has_room())
-        });
-        self.check_room(has_room)?;
+        let of = name.tenant.as_deref();
+        self.records.check_room(of)?;
+        let count = self.records.read(|state| state.roles_of(of).count());
         if count >= ROLES_MAX {
             return Err(BrokerError::Quota {
                 limit: "roles",

@@ -40,12 +40,11 @@ impl Guard {
         let guards = namespaces.taking_access(tenant.as_deref()).await?;
         let principal = principal::of_token(tenant.as_deref(), &name);
         self.check_may_give_all_of(ctx, &principal)?;
-        let (taken, room) = self.records.read(|state| {
+        let taken = self.records.read(|state| {
             let mut tokens = state.tokens_after(None);
             let is_it =
                 |token: &Token| token.record.name == name && token.tenant() == tenant.as_deref();
-            let taken = tokens.any(|token| is_it(token) && token.record.revoked_ms.is_none());
-            (taken, state.has_room())
+            tokens.any(|token| is_it(token) && token.record.revoked_ms.is_none())
         });
         if taken {
             return Err(BrokerError::AlreadyExists {
@@ -53,7 +52,7 @@ impl Guard {
                 name: principal,
             });
         }
-        self.check_room(room)?;
+        self.records.check_room(tenant.as_deref())?;
         let now = self.clock.wall_ms();
         let id = token::id_of(drawn_id()?);
         let drawn = token::draw(&id)?;
