@@ -72,9 +72,9 @@ impl Guard {
     ) -> Result<(), BrokerError> {
         self.check_not_above(ctx, principal)?;
         let now = self.clock.wall_ms();
-        let grants = self
+        let grants: Vec<_> = self
             .records
-            .read(|state| state.grants_of(principal).to_vec());
+            .read(|state| state.grants_of(principal).cloned().collect());
         let live = grants.iter().filter(|grant| !grant.is_over(now));
         for grant in live {
             let may_give = self.check_may_give(ctx, grant.actions, &grant.info.scope);

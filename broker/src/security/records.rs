@@ -93,7 +93,8 @@ pub(crate) struct State {
     tokens: BTreeMap<String, Token>,
     /// By their keys, so that those of a tenant are together.
     grants: BTreeMap<String, Arc<Grant>>,
-    by_principal: HashMap<String, Vec<Arc<Grant>>>,
+    /// The same by their principals.
+    by_principal: HashMap<String, BTreeMap<String, Arc<Grant>>>,
     /// When grants end, and how many do then.
     ends: BTreeMap<u64, usize>,
     /// Roles that are not built in, by their keys.
@@ -267,8 +268,9 @@ impl State {
     }
 
     /// The grants of a principal.
-    pub(crate) fn grants_of(&self, principal: &str) -> &[Arc<Grant>] {
-        self.by_principal.get(principal).map_or(&[], Vec::as_slice)
+    pub(crate) fn grants_of(&self, principal: &str) -> impl Iterator<Item = &Arc<Grant>> {
+        let held = self.by_principal.get(principal);
+        held.into_iter().flat_map(BTreeMap::values)
     }
 
     /// Whether grants end after one time and up to another.
@@ -386,13 +388,20 @@ impl State {
         }
     }
 
-    /// Gives the grants of a role the actions that it has now.
+    /// Gives the grants of a role the actions that it has now. Decisions wait meanwhile, so that no
+    /// other grant is looked at.
     fn resolve(&mut self, role: &str) {
-        let naming = self.naming.get(role).cloned().unwrap_or_default();
-        for key in naming {
-            if let Some(grant) = self.grants.get(&key).cloned() {
-                self.remove(&key);
-                self.add(key, grant);
+        let found = self.roles.get(role);
+        let actions = found.map(|role| role.actions).unwrap_or_default();
+        for key in self.naming.get(role).into_iter().flatten() {
+            if let Some(grant) = self.grants.get_mut(key)
+                && grant.actions != actions
+                && let Some(name) = grant.own_role.clone()
+            {
+                *grant = Arc::new((**grant).clone().of_role(name, actions));
+                if let Some(held) = self.by_principal.get_mut(&grant.info.principal) {
+                    held.insert(key.clone(), Arc::clone(grant));
+                }
             }
         }
     }
@@ -426,7 +435,7 @@ impl State {
         self.own(grant.info.scope.tenant());
         let principal = grant.info.principal.clone();
         let held = self.by_principal.entry(principal).or_default();
-        held.push(Arc::clone(&grant));
+        held.insert(key.clone(), Arc::clone(&grant));
         self.grants.insert(key, grant);
     }
 
@@ -463,7 +472,7 @@ impl State {
         }
         let principal = &gone.info.principal;
         if let Some(held) = self.by_principal.get_mut(principal) {
-            held.retain(|grant| !Arc::ptr_eq(grant, &gone));
+            held.remove(key);
             if held.is_empty() {
                 self.by_principal.remove(principal);
             }

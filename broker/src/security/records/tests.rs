@@ -1,3 +1,4 @@
+use aquifer_protocol_api::access::Action;
 use aquifer_protocol_api::security::{Refuses, RevocationInfo};
 
 use super::*;
@@ -30,12 +31,26 @@ fn grant(tenant: Option<&str>, id: &str, principal: &str) -> Versioned {
     stored(keys::grant(tenant, id), record::encode(record))
 }
 
-fn role(tenant: &str, name: &str) -> Versioned {
+fn role(tenant: &str, name: &str, actions: &[&str]) -> Versioned {
+    let actions = actions.iter().map(|action| (*action).to_owned());
     let record = RoleRecord {
-        actions: vec!["describe".to_owned()],
+        actions: actions.collect(),
         ..RoleRecord::default()
     };
     stored(keys::role(Some(tenant), name), record::encode(record))
+}
+
+/// A grant of a role of `acme`, in that tenant.
+fn grant_of_role(name: &str, id: &str, principal: &str) -> Versioned {
+    let record = GrantRecord {
+        principal: principal.to_owned(),
+        role: name.to_owned(),
+        role_of: Some("acme".to_owned()),
+        tenant: "acme".to_owned(),
+        subscriptions: "*".to_owned(),
+        ..GrantRecord::default()
+    };
+    stored(keys::grant(Some("acme"), id), record::encode(record))
 }
 
 fn is_full(result: Result<(), BrokerError>) -> bool {
@@ -50,7 +65,7 @@ fn a_tenant_at_its_bound_leaves_room_to_others() {
     let all = [
         token("1", "acme"),
         grant(Some("acme"), "2", "jwt:sso:alice"),
-        role("acme", "reader"),
+        role("acme", "reader", &["describe"]),
     ];
     let acme = Some("acme");
     for record in &all {
@@ -96,4 +111,56 @@ fn what_is_full_for_grants_has_room_to_revoke() {
     let record = record::encode(revoked::record(&revocation));
     state.put(&stored(keys::revocation("4"), record));
     assert!(is_full(state.check_all(bounds.revoking)));
+}
+
+/// A role changes under the lock that every decision takes: no grant is made again that does not
+/// change, and the index by principals shows what is there.
+#[test]
+fn a_role_that_changes_touches_its_own_grants_alone() {
+    let mut state = State::default();
+    let alice = "jwt:sso:alice";
+    let all = [
+        grant_of_role("reader", "1", alice),
+        grant(Some("acme"), "2", alice),
+        grant_of_role("reader", "3", alice),
+        grant_of_role("writer", "4", alice),
+        grant_of_role("reader", "5", "jwt:sso:bob"),
+    ];
+    for stored in &all {
+        state.put(stored);
+    }
+    let held = |state: &State| -> Vec<Arc<Grant>> {
+        let bob = state.grants_of("jwt:sso:bob");
+        let held: Vec<Arc<Grant>> = state.grants_of(alice).chain(bob).cloned().collect();
+        // Both indexes have the same.
+        let indexed = state.grants.values().zip(&held);
+        assert!(indexed.clone().all(|(one, other)| Arc::ptr_eq(one, other)));
+        assert_eq!((indexed.count(), held.len()), (5, 5));
+        held
+    };
+    let kept = |before: &[Arc<Grant>], after: &[Arc<Grant>]| -> Vec<bool> {
+        let both = before.iter().zip(after);
+        both.map(|(before, after)| Arc::ptr_eq(before, after))
+            .collect()
+    };
+    let before = held(&state);
+    let reader = role("acme", "reader", &["describe", "consume"]);
+    state.put(&reader);
+    let given = held(&state);
+    assert_eq!(kept(&before, &given), [false, true, false, true, false]);
+    let both = [Action::Describe, Action::Consume];
+    assert_eq!(given[0].info.actions, both);
+    assert_eq!(given[4].info.actions, both);
+    assert!(given[3].info.actions.is_empty());
+    // The same again changes nothing.
+    state.put(&reader);
+    assert_eq!(kept(&given, &held(&state)), [true; 5]);
+    state.remove(&reader.key);
+    let taken = held(&state);
+    assert_eq!(kept(&given, &taken), [false, true, false, true, false]);
+    assert!(taken[0].info.actions.is_empty());
+    for stored in &all {
+        state.remove(&stored.key);
+    }
+    assert!(state.by_principal.is_empty() && state.naming.is_empty());
 }
