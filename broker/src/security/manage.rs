@@ -92,21 +92,39 @@ impl Guard {
         }
     }
 
-    /// Waits until a change is in force here, and records what it was about.
+    /// Waits until a change is in force here, and records what it came to, and of whom.
     async fn changed(
         &self,
         ctx: &RequestContext,
         request: &str,
+        of: &Resource,
         what: &str,
         written: Option<Revision>,
     ) {
-        let record = Record::about(&ctx.principal, ctx.protocol, request).came_from(ctx.peer);
-        self.audit
-            .write(record.allowed(None).detail(what).ended(None));
+        self.audit.write(line(ctx, request, of, what));
         if let Some(written) = written {
             self.records.reached(written).await;
         }
     }
+}
+
+/// The line that says what a change came to. It is found with the others of its request, and by the
+/// auditors of its tenant.
+fn line(ctx: &RequestContext, request: &str, of: &Resource, what: &str) -> Record {
+    let record = Record::about(&ctx.principal, ctx.protocol, request).came_from(ctx.peer);
+    let record = record.on(Action::Grant, of).allowed(None);
+    let record = record.detail(what).ended(None);
+    match &ctx.request_id {
+        Some(id) => record.named(id),
+        None => record,
+    }
+}
+
+/// A tenant, or the cluster.
+fn owner(tenant: Option<&str>) -> Resource {
+    tenant.map_or(Resource::Cluster, |tenant| {
+        Resource::Tenant(tenant.to_owned())
+    })
 }
 
 /// The grant is named by its id alone: its scope may be one that the caller must not know of.

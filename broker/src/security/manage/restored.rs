@@ -22,7 +22,7 @@ use aquifer_model::backup::RestoredAccess;
 use aquifer_model::topic::NamespaceName;
 use aquifer_proto::v1::backup_item::Item;
 use aquifer_proto::v1::{BackupGrant, BackupRevocation, BackupRole, BackupToken, ForgottenRecord};
-use aquifer_protocol_api::access::{Action, Resource};
+use aquifer_protocol_api::access::Resource;
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::scope::GrantScope;
 use aquifer_protocol_api::security::{RevocationInfo, RoleName};
@@ -30,11 +30,11 @@ use bytes::Bytes;
 
 use crate::error::BrokerError;
 use crate::namespace::{Namespaces, check_unreserved};
-use crate::security::audit::Record;
 use crate::security::grant::Grant;
 use crate::security::manage::grants::grant_said;
 use crate::security::manage::revocations::{is_of_issuer, revocation_said};
 use crate::security::manage::tokens::token_said;
+use crate::security::manage::{line, owner};
 use crate::security::own_role::{self, OwnRole, Said};
 use crate::security::role::{ActionSet, check_actions};
 use crate::security::token::{self, Token};
@@ -195,13 +195,7 @@ impl AccessRound<'_> {
         if self.added() >= NAMED_MAX {
             return;
         }
-        let of = tenant.map_or(Resource::Cluster, |tenant| {
-            Resource::Tenant(tenant.to_owned())
-        });
-        let ctx = self.ctx;
-        let record = Record::about(&ctx.principal, ctx.protocol, "restore_access");
-        let record = record.on(Action::Grant, &of).came_from(ctx.peer);
-        let record = record.allowed(None).detail(said).ended(None);
+        let record = line(self.ctx, "restore_access", &owner(tenant), said);
         self.guard.audit.write(record);
     }
 
@@ -224,7 +218,13 @@ impl AccessRound<'_> {
             said.push_str(&format!(", of which {NAMED_MAX} are named"));
         }
         self.guard
-            .changed(self.ctx, "restore_access", &said, self.last)
+            .changed(
+                self.ctx,
+                "restore_access",
+                &Resource::Cluster,
+                &said,
+                self.last,
+            )
             .await;
         self.restored
     }

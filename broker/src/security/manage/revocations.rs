@@ -2,6 +2,7 @@
 
 use aquifer_metadata::store::{Expect, Operation, Transaction};
 use aquifer_metadata::{keys, record};
+use aquifer_protocol_api::access::Resource;
 use aquifer_protocol_api::admin::{Page, PageRequest};
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::security::{Refuses, RevocationInfo, Revoke};
@@ -61,13 +62,9 @@ impl Guard {
             operations,
         });
         let written = written.await?;
-        self.changed(
-            ctx,
-            "add_revocation",
-            &revocation_said(&info),
-            Some(written),
-        )
-        .await;
+        let (of, said) = (Resource::Cluster, revocation_said(&info));
+        self.changed(ctx, "add_revocation", &of, &said, Some(written))
+            .await;
         Ok(info)
     }
 
@@ -128,8 +125,8 @@ impl Guard {
             }],
         });
         let removed = removed.await?;
-        let said = revocation_said(&known);
-        self.changed(ctx, "remove_revocation", &said, Some(removed))
+        let (of, said) = (Resource::Cluster, revocation_said(&known));
+        self.changed(ctx, "remove_revocation", &of, &said, Some(removed))
             .await;
         Ok(())
     }

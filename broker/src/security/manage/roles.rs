@@ -24,6 +24,7 @@ use aquifer_protocol_api::security::{RoleInfo, RoleName};
 use crate::error::BrokerError;
 use crate::namespace::Namespaces;
 use crate::security::Guard;
+use crate::security::manage::owner;
 use crate::security::own_role::{self, OwnRole, Said};
 use crate::security::role::{ActionSet, built_in};
 
@@ -147,8 +148,9 @@ impl Guard {
             operations,
         });
         let deleted = deleted.await?;
-        let said = Said(name).to_string();
-        self.changed(ctx, "delete_role", &said, Some(deleted)).await;
+        let (of, said) = (owner(name.tenant.as_deref()), Said(name).to_string());
+        self.changed(ctx, "delete_role", &of, &said, Some(deleted))
+            .await;
         Ok(())
     }
 
@@ -221,7 +223,9 @@ impl Guard {
             .map(|action| action.name())
             .collect();
         let said = format!("{} of {}", Said(&role.name), names.join(" "));
-        self.changed(ctx, request, &said, updated.applied).await;
+        let of = owner(role.name.tenant.as_deref());
+        self.changed(ctx, request, &of, &said, updated.applied)
+            .await;
         Ok(role.info())
     }
 

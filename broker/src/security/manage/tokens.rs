@@ -13,7 +13,7 @@ use aquifer_runtime::secret;
 
 use crate::error::BrokerError;
 use crate::namespace::Namespaces;
-use crate::security::manage::{LIFETIME_MS_MAX, drawn_id, end_of, limit_of};
+use crate::security::manage::{LIFETIME_MS_MAX, drawn_id, end_of, limit_of, owner};
 use crate::security::token::{self, Token};
 use crate::security::{Guard, principal};
 
@@ -79,7 +79,8 @@ impl Guard {
             }],
         });
         let written = written.await?;
-        self.changed(ctx, "create_token", &token_said(&token), Some(written))
+        let (of, said) = (owner(token.tenant()), token_said(&token));
+        self.changed(ctx, "create_token", &of, &said, Some(written))
             .await;
         Ok(NewToken {
             token: token.info(),
@@ -180,7 +181,8 @@ impl Guard {
             id: id.to_owned(),
             record: updated.answer,
         };
-        self.changed(ctx, request, &token_said(&token), updated.applied)
+        let (of, said) = (owner(token.tenant()), token_said(&token));
+        self.changed(ctx, request, &of, &said, updated.applied)
             .await;
         Ok(token)
     }
