@@ -180,3 +180,42 @@ async fn a_small_page_takes_few_scans() {
     let scans = counting.scans(&keys::topics_prefix(&shop()));
     assert!(scans <= 20, "{scans} scans");
 }
+
+/// What a caller is told of itself is bounded (I13); a list has the rest, in pages.
+#[tokio::test]
+async fn a_caller_is_shown_some_of_its_grants_and_lists_all() {
+    const SHOWN: usize = 1_000;
+    let secured = Secured::start().await;
+    secured.tenants().await;
+    let caller = secured.with("many", &[]).await;
+    let give = async |number: usize| {
+        let scope = format!("acme/shop/t{number:04}");
+        let describe = [Action::Describe];
+        secured.grant("token:many", &describe, &scope).await
+    };
+    for number in 0..SHOWN {
+        give(number).await;
+    }
+    let said = secured.broker().who_am_i(&caller).await.unwrap();
+    assert_eq!((said.grants.len(), said.more_grants), (SHOWN, false));
+    give(SHOWN).await;
+    let said = secured.broker().who_am_i(&caller).await.unwrap();
+    assert_eq!((said.grants.len(), said.more_grants), (SHOWN, true));
+
+    let (mut listed, mut after) = (0, None);
+    loop {
+        let page = PageRequest { after, limit: 400 };
+        let own = Some("token:many".to_owned());
+        let page = secured
+            .broker()
+            .list_grants(&caller, scope(""), own, page)
+            .await
+            .unwrap();
+        listed += page.items.len();
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(listed, SHOWN + 1);
+}
