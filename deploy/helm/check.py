@@ -107,6 +107,10 @@ BAD = {
     "authentication in plain text": (["--set", "auth.enabled=true"], "tls.clients.enabled"),
     "authentication of brokers without certificates": (["--set", TLS, "--set", CERT_MANAGER, "--set",
                                                         "auth.enabled=true"], "clientCertificates=optional"),
+    "authentication in plain text outside": (["--set", TLS, "--set", CERT_MANAGER, "--set", "auth.enabled=true"
+                                              ",tls.clients.clientCertificates=optional,tls.clients.clientCaSecret=ca"
+                                              ",broker.external.enabled=true,broker.external.domain=example.org"],
+                                             "broker.external.tls.existingSecret"),
     "a token in the environment": (["--set", "broker.extraEnv[0].name=AQUIFER_TOKEN"], "extraEnv"),
     "an external listener without names": (["--set", "broker.external.enabled=true"], "broker.external.domain"),
     "the default listener twice": (["--set", "broker.external.listener=default"], "listener"),
