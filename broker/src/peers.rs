@@ -10,6 +10,7 @@ use aquifer_model::topic::{SubscriptionName, TopicName};
 use aquifer_protocol_api::admin::{Clear, Deletion, Peeked, SubscriptionReset};
 use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::error::ApiResult;
+use aquifer_protocol_api::security::{AuditPage, ReadAudit};
 use async_trait::async_trait;
 use bytes::Bytes;
 use thiserror::Error;
@@ -160,6 +161,12 @@ pub trait Peers: Send + Sync + 'static {
     /// # Errors
     /// What it answers; `Unavailable` when it does not.
     async fn append(&self, url: &str, topic: &TopicName, lines: &Lines) -> ApiResult<()>;
+
+    /// Reads lines of the audit log, whose topic it serves.
+    ///
+    /// # Errors
+    /// What it answers; `Unavailable` when it does not.
+    async fn read_audit(&self, url: &str, read: ReadAudit) -> ApiResult<AuditPage>;
 }
 
 /// Lines of the audit log, for one batch of its topic.

@@ -46,7 +46,7 @@ use crate::security::audit::{Audit, Record, Recorded};
 use crate::security::config::AuthConfig;
 use crate::security::decide::{Target, allows};
 use crate::security::jwt::Issuers;
-use crate::security::records::Records;
+use crate::security::records::{Bounds, Records};
 use crate::security::sessions::Sessions;
 
 /// How often the keys of issuers are read again.
@@ -83,8 +83,9 @@ impl Guard {
         if !config.enabled {
             return Ok(None);
         }
+        let bounds = Bounds::of_tenants(config.tenant_records_max);
         let guard = Arc::new(Guard {
-            records: Records::load(Arc::clone(store), Arc::clone(clock)).await?,
+            records: Records::load(Arc::clone(store), Arc::clone(clock), bounds).await?,
             audit: Audit::new(broker, Arc::clone(clock)),
             clock: Arc::clone(clock),
             super_users: config.super_users.iter().cloned().collect(),

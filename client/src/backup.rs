@@ -180,6 +180,7 @@ impl Backups {
         };
         let answer = self.call("restoring tokens and grants", true, call).await?;
         Ok(RestoredAccess {
+            revocations: answer.revocations,
             tokens: answer.tokens,
             grants: answer.grants,
             kept: answer.kept,

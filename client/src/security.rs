@@ -47,8 +47,10 @@ pub struct Identity {
     pub groups: Vec<String>,
     /// When the credential ends, in ms since the Unix epoch.
     pub expires_ms: Option<u64>,
-    /// What the principal and its groups were granted.
+    /// What the principal and its groups were granted, 1,000 grants at most.
     pub grants: Vec<Grant>,
+    /// Whether there are more: [`Security::list_grants`] has all of the principal.
+    pub more_grants: bool,
     /// Whether it may do everything.
     pub super_user: bool,
 }
@@ -172,6 +174,7 @@ impl Security {
             groups: answer.groups,
             expires_ms: answer.expires_ms,
             grants: answer.grants.into_iter().map(Grant::from).collect(),
+            more_grants: answer.more_grants,
             super_user: answer.super_user,
         })
     }

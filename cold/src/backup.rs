@@ -255,8 +255,16 @@ pub struct Lists {
     pub grants: Vec<v1::BackupGrant>,
     /// Roles.
     pub roles: Vec<v1::BackupRole>,
-    /// The files that have tokens, grants or roles.
+    /// Revocations of JSON Web Tokens.
+    pub revocations: Vec<v1::BackupRevocation>,
+    /// The files that have tokens, grants, roles or revocations.
     pub access: Vec<BackupFile>,
+}
+
+impl Lists {
+    fn access_items(&self) -> usize {
+        self.tokens.len() + self.grants.len() + self.roles.len() + self.revocations.len()
+    }
 }
 
 /// Reads the lists of a backup.
@@ -268,12 +276,13 @@ pub async fn read_lists(store: &dyn ColdStore, root: &v1::BackupRoot) -> ColdRes
     let path = name_of(&root.cluster, backup, ROOT);
     let mut lists = Lists::default();
     for file in files(root.lists.clone()).map_err(|reason| damaged(&path, reason))? {
-        let before = lists.tokens.len() + lists.grants.len() + lists.roles.len();
+        let before = lists.access_items();
         for item in read_part(store, &root.cluster, backup, &file).await? {
             match item {
                 Item::Token(token) => lists.tokens.push(token),
                 Item::Grant(grant) => lists.grants.push(grant),
                 Item::Role(role) => lists.roles.push(role),
+                Item::Revocation(revocation) => lists.revocations.push(revocation),
                 Item::Tenant(tenant) => lists.tenants.push(tenant),
                 Item::Namespace(namespace) => lists.namespaces.push(namespace),
                 Item::Topic(topic) if lists.topics.len() < TOPICS_MAX => lists.topics.push(topic),
@@ -283,7 +292,7 @@ pub async fn read_lists(store: &dyn ColdStore, root: &v1::BackupRoot) -> ColdRes
                 }
             }
         }
-        if lists.tokens.len() + lists.grants.len() + lists.roles.len() > before {
+        if lists.access_items() > before {
             lists.access.push(file);
         }
     }
@@ -338,7 +347,8 @@ pub async fn read_topic(
                 | Item::Topic(_)
                 | Item::Token(_)
                 | Item::Grant(_)
-                | Item::Role(_) => {
+                | Item::Role(_)
+                | Item::Revocation(_) => {
                     return Err(damaged(&file.name, "it is not of one topic"));
                 }
             }

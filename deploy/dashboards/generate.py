@@ -146,6 +146,7 @@ REPAIR = [
     panel("Copied bytes", "Bps", (rate("aquifer_repair_copied_bytes_total", "instance"), "{{instance}}"),
           (f"aquifer_repair_rate_bytes_per_second{{{C}}}", "may, {{instance}}")),
     panel("Copied entries", "cps", (rate("aquifer_repair_copied_entries_total", "instance"), "{{instance}}")),
+    panel("Auditor", "short", (f"aquifer_repair_is_auditor{{{C}}}", "{{instance}}"), about="1 at the process that audits."),
     panel("Time of an audit", "s", (quantile(0.5, "aquifer_repair_scan_seconds"), "p50"), (quantile(0.99, "aquifer_repair_scan_seconds"), "p99")),
     panel("Without owner, to be deleted", "short", (f"aquifer_repair_orphans_total{{{C}}}", "{{instance}}")),
     panel("Metadata", "bytes", (f"max(aquifer_metadata_used_bytes{{{C}}})", "used"), (f"max(aquifer_metadata_quota_bytes{{{C}}})", "quota")),

@@ -9,6 +9,7 @@ the golden files of fields that an upgrade cannot change.
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -72,6 +73,14 @@ GOOD = {
     "backups with certificates": ["--set", TLS, "--set", CERT_MANAGER, "--set", "auth.enabled=true,backup.tokenSecret=t"
                                   ",tls.clients.clientCertificates=required,tls.clients.clientCaSecret=ca"
                                   ",backup.clientSecret=me,backup.schedule=@daily,backup.store=gs://bucket/prefix"],
+    "backups to a store of their own": ["--set", "config.broker.cold.store=s3://b/p,config.broker.cold.endpoint=https://s3:9000"
+                                        ",config.common.cold.ca_file=/etc/store/ca.crt,backup.schedule=@daily", "--set-json",
+                                        'backup.extraVolumes=[{"name":"store","secret":{"secretName":"ca"}}]', "--set-json",
+                                        'backup.extraVolumeMounts=[{"name":"store","mountPath":"/etc/store"}]'],
+    "backups to a directory": ["--set", TLS, "--set", CERT_MANAGER, "--set", "config.broker.cold.store=file:///srv/cold/"
+                               ",backup.schedule=@daily", "--set-json",
+                               'backup.extraVolumes=[{"name":"cold","persistentVolumeClaim":{"claimName":"c"}}]',
+                               "--set-json", 'backup.extraVolumeMounts=[{"name":"cold","mountPath":"/srv"}]'],
     "backups standalone": ["-f", "presets/dev.yaml", "--set", "config.standalone.cold.store=s3://b/p"
                            ",config.standalone.cold.allow_http=true,backup.schedule=@hourly"],
 }
@@ -107,10 +116,19 @@ BAD = {
     "authentication in plain text": (["--set", "auth.enabled=true"], "tls.clients.enabled"),
     "authentication of brokers without certificates": (["--set", TLS, "--set", CERT_MANAGER, "--set",
                                                         "auth.enabled=true"], "clientCertificates=optional"),
+    "authentication in plain text outside": (["--set", TLS, "--set", CERT_MANAGER, "--set", "auth.enabled=true"
+                                              ",tls.clients.clientCertificates=optional,tls.clients.clientCaSecret=ca"
+                                              ",broker.external.enabled=true,broker.external.domain=example.org"],
+                                             "broker.external.tls.existingSecret"),
     "a token in the environment": (["--set", "broker.extraEnv[0].name=AQUIFER_TOKEN"], "extraEnv"),
     "an external listener without names": (["--set", "broker.external.enabled=true"], "broker.external.domain"),
     "the default listener twice": (["--set", "broker.external.listener=default"], "listener"),
     "backups to nowhere": (["--set", "backup.schedule=@daily"], "backup.store"),
+    "backups to a directory without a volume": (["--set", "backup.schedule=@daily,backup.store=file:///srv/cold"],
+                                                "backup.extraVolumeMounts"),
+    "backups to a directory beside the volume": (["--set", "backup.schedule=@daily,backup.store=file:///srv/cold",
+                                                  "--set-json", 'backup.extraVolumeMounts=[{"name":"c","mountPath":"/srv/co"}]'],
+                                                 "backup.extraVolumeMounts"),
     "a schedule that is not one": (["--set", "backup.schedule=now"], "backup/schedule"),
     "a secret in the place of backups": (["--set", "backup.schedule=@daily,backup.store=s3://k:s@b"], "backup/store"),
     "Kubernetes 1.29": (["--kube-version", "1.29.0"], "kubeVersion"),
@@ -205,6 +223,19 @@ def check_references(name, documents):
             assert asked <= ports, f"{where}: {asked - ports} is no port"
 
 
+def check_backups(name, documents):
+    """The tool of backups reaches the store as the brokers do, or the standalone server does."""
+    config = "".join(d["data"]["aquifer.toml"] for d in documents if d["kind"] == "ConfigMap"
+                     and d["metadata"]["name"] in ("aq-broker", "aq-standalone"))
+    flags = {"endpoint": "--endpoint=", "region": "--region=", "ca_file": "--store-ca-file="}
+    for document, _, spec in pods(documents):
+        for container in spec.get("initContainers", []) + spec["containers"]:
+            if document["kind"] == "CronJob":
+                for key, flag in flags.items():
+                    for value in re.findall(rf'^cold\.{key} = "(.*)"$', config, re.MULTILINE):
+                        assert flag + value in container["args"], f"{name}: {container['name']} lacks {flag}{value}"
+
+
 def check_config(name, documents, aquifer):
     """The binary takes the file of every role, with the arguments that its pod has."""
     files = {d["metadata"]["name"]: d["data"]["aquifer.toml"] for d in documents
@@ -255,6 +286,7 @@ def main():
                     count += 1
         check_pods(name, documents)
         check_references(name, documents)
+        check_backups(name, documents)
         check_config(name, documents, options.aquifer)
         golden[name] = immutable(documents)
     for name, (args, message) in BAD.items():

@@ -206,6 +206,8 @@ pub struct RestoreAccess {
 /// What became of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RestoredAccess {
+    /// Revocations of JSON Web Tokens that are back.
+    pub revocations: u64,
     /// Tokens that are back.
     pub tokens: u64,
     /// Grants and roles that are back.

@@ -87,7 +87,7 @@ pub(crate) fn of_one_ledger<T>(
 
 type Marked = BTreeMap<LedgerId, BTreeSet<BookieId>>;
 
-/// The auditor's knowledge.
+/// The auditor's knowledge. What it says in metrics ends with it.
 pub struct Auditor {
     ctx: Arc<RepairContext>,
     config: ReplicationConfig,
@@ -102,6 +102,7 @@ pub struct Auditor {
     orphans: OrphanAudit,
     orphans_at: Option<Duration>,
     was_paused: bool,
+    has_told: bool,
 }
 
 impl Auditor {
@@ -126,6 +127,7 @@ impl Auditor {
             scanned_with: None,
             orphans_at: None,
             was_paused: false,
+            has_told: false,
         }
     }
 
@@ -410,7 +412,9 @@ impl Auditor {
     }
 
     fn tell(&mut self, report: &AuditReport) {
+        self.has_told = true;
         let metrics = &self.ctx.metrics;
+        metrics.is_auditor.record(1, &[]);
         metrics.under_replicated.record(report.waiting, &[]);
         if let Some(usage) = self.ctx.ledgers.store.usage() {
             metrics.metadata_used_bytes.record(usage.used_bytes, &[]);
@@ -428,5 +432,13 @@ impl Auditor {
             tracing::info!("repair goes on");
         }
         self.was_paused = paused;
+    }
+}
+
+impl Drop for Auditor {
+    fn drop(&mut self) {
+        if self.has_told {
+            self.ctx.metrics.audits_no_more();
+        }
     }
 }

@@ -24,6 +24,8 @@ pub struct RepairMetrics {
     pub copied_bytes: Counter<u64>,
     /// Positions of fragments that got another bookie.
     pub swapped_positions: Counter<u64>,
+    /// 1 at the process that audits, 0 at others.
+    pub is_auditor: Gauge<u64>,
     /// Ledgers that carry a mark now.
     pub under_replicated: Gauge<u64>,
     /// What metadata takes of its quota.
@@ -48,7 +50,10 @@ impl RepairMetrics {
     pub fn new(meter: &Meter) -> RepairMetrics {
         let counter = |name: &'static str| zero::counter(meter, name);
         let gauge = |name: &'static str| meter.u64_gauge(name).build();
+        let is_auditor = gauge("aquifer_repair_is_auditor");
+        is_auditor.record(0, &[]);
         RepairMetrics {
+            is_auditor,
             marked_ledgers: counter("aquifer_repair_marked_ledgers_total"),
             repaired_ledgers: counter("aquifer_repair_repaired_ledgers_total"),
             failed_repairs: counter("aquifer_repair_failures_total"),
@@ -66,6 +71,21 @@ impl RepairMetrics {
                 .with_boundaries(SCAN_BOUNDARIES.to_vec())
                 .build(),
             orphans: counter("aquifer_repair_orphans_total"),
+        }
+    }
+
+    /// Takes back what an auditor said of the cluster. Another one says it now, or none: what
+    /// this process showed last would stay for as long as it runs.
+    pub(crate) fn audits_no_more(&self) {
+        let told = [
+            &self.is_auditor,
+            &self.under_replicated,
+            &self.bookies_away,
+            &self.paused,
+            &self.metadata_used_bytes,
+        ];
+        for gauge in told {
+            gauge.record(0, &[]);
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Backup and restore on real servers with real data: what was saved comes back byte for byte, in
 //! order, with its subscriptions, into an empty cluster and into the one that lost it (I10, H14).
 
+mod access;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -10,7 +12,7 @@ use aquifer_client::{Client, Message, Place};
 use aquifer_harness::data::flights;
 use aquifer_harness::server::{Server, ServerOptions, aquifer};
 use aquifer_harness::wait::until;
-use aquifer_model::policy::{Policies, Retention, Rollover};
+use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, Retention, Rollover};
 use serde_json::Value;
 
 const TOPICS: [&str; 3] = [
@@ -366,4 +368,85 @@ async fn what_a_backup_keeps_survives_the_deletion_of_its_topic() -> Result<()> 
     ensure!(read_all(&client, TOPICS[1], MESSAGES).await?.len() == MESSAGES);
     server.stop()?;
     server.check_logs()
+}
+
+fn kept_for(time_ms: u64) -> Policies {
+    Policies {
+        retention: Some(Retention {
+            time_ms: Some(time_ms),
+            size_bytes: None,
+        }),
+        ..Policies::default()
+    }
+}
+
+async fn set_policies(client: &Client, scope: &PolicyScope, set: Policies) -> Result<()> {
+    let update = PolicyUpdate {
+        set,
+        ..PolicyUpdate::default()
+    };
+    client.admin().update_policies(scope, update).await?;
+    Ok(())
+}
+
+/// Policies come back where the tenant or the namespace is there: because each cluster has it, or
+/// because a restore was interrupted between it and its policies (I10).
+#[tokio::test]
+async fn policies_come_back_to_tenants_and_namespaces_that_are_there() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let place = format!("file://{}", folder.path().join("store").display());
+    let mut old = Server::start(&folder.path().join("old"), options(&place)).await?;
+    let client = old.client()?;
+    let tenant = |name: &str| PolicyScope::Tenant(name.to_owned());
+    let default = PolicyScope::Namespace("public/default".parse()?);
+    let admin = client.admin();
+    admin.create_tenant("acme").await?;
+    admin
+        .create_namespace("acme/shop", kept_for(4_000_000))
+        .await?;
+    for topic in ["public/default/orders", "acme/shop/orders"] {
+        publish(&client, topic, &[b"one".to_vec()]).await?;
+    }
+    let scopes = [
+        (tenant("public"), kept_for(1_000_000)),
+        (default.clone(), kept_for(2_000_000)),
+        (tenant("acme"), kept_for(3_000_000)),
+    ];
+    for (scope, policies) in &scopes {
+        set_policies(&client, scope, *policies).await?;
+    }
+    json(&old.url(), &["backup", "create", &place])?;
+    old.stop()?;
+    old.check_logs()?;
+
+    let own = format!("file://{}", folder.path().join("own").display());
+    let mut new = Server::start(&folder.path().join("new"), options(&own)).await?;
+    let client = new.client()?;
+    // What a restore leaves that is interrupted behind its first request.
+    client.admin().create_tenant("acme").await?;
+    let restored = json(&new.url(), &["backup", "restore", &place])?;
+    ensure!(
+        restored.len() == 2 && restored.iter().all(|row| row["outcome"] == "restored"),
+        "{restored:?}"
+    );
+    let shop = PolicyScope::Namespace("acme/shop".parse()?);
+    for (scope, policies) in scopes.iter().chain([&(shop, kept_for(4_000_000))]) {
+        let found = client.admin().get_policies(scope).await?.own;
+        ensure!(found == *policies, "{scope}: {found:?}");
+    }
+    // Others that were set since stay, and are named.
+    set_policies(&client, &default, kept_for(5_000_000)).await?;
+    let again = json(&new.url(), &["backup", "restore", &place])?;
+    let kept: Vec<&Value> = again
+        .iter()
+        .filter(|row| row["outcome"] == "kept")
+        .collect();
+    ensure!(
+        kept.len() == 1 && kept[0]["policies"] == "namespace public/default",
+        "{again:?}"
+    );
+    let found = client.admin().get_policies(&default).await?.own;
+    ensure!(found == kept_for(5_000_000), "{found:?}");
+    new.stop()?;
+    new.check_logs()
 }

@@ -53,13 +53,15 @@ impl Broker {
         let after = page.after.as_deref().map(keys::tenant);
         let look = |versioned: &Versioned| -> Result<Listed<String>, BrokerError> {
             Ok(match look_tenant(versioned)? {
-                Listed::Item(tenant, _) if !self.lists(ctx, &Resource::Tenant(tenant.clone())) => {
-                    Listed::Skip
+                Listed::Item(tenant, name)
+                    if !self.lists(ctx, &Resource::Tenant(tenant.clone())) =>
+                {
+                    Listed::Hidden(name)
                 }
                 listed => listed,
             })
         };
-        lister.page(&page, after, look).await
+        lister.page_for_caller(&page, after, look).await
     }
 
     /// Whether a caller may know of something: of it, or of something in it.
@@ -109,12 +111,12 @@ impl Broker {
             }
         };
         lister
-            .page(&page, after, |versioned| {
+            .page_for_caller(&page, after, |versioned| {
                 Ok(match parse(versioned)? {
                     Key::Namespace(namespace)
                         if !self.lists(ctx, &Resource::Namespace(namespace.clone())) =>
                     {
-                        Listed::Skip
+                        Listed::Hidden(namespace.namespace().to_owned())
                     }
                     Key::Namespace(namespace) => {
                         let name = namespace.namespace().to_owned();

@@ -26,6 +26,7 @@ use aquifer_runtime::clock;
 use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
 
+use crate::api::reach::Reach;
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::peers::{Lines, peer_url};
@@ -166,8 +167,26 @@ impl Broker {
         }
     }
 
-    /// Lines from a place on: all of them, or those of a tenant.
+    /// Lines from a place on: all of them, or those of a tenant. For a caller that cannot go to
+    /// the broker that serves the topic, that broker is asked for the same.
     pub(super) async fn audit_lines(
+        &self,
+        ctx: &RequestContext,
+        request: ReadAudit,
+    ) -> Result<AuditPage, BrokerError> {
+        let read = ReadAudit {
+            // The owner knows nothing of the time that this caller has.
+            wait: self.read_wait(ctx, request.wait),
+            ..request.clone()
+        };
+        let here = self.audit_lines_here(ctx, request);
+        self.at_owner(Reach::of(ctx), here, |peers, url| async move {
+            peers.read_audit(&url, read).await
+        })
+        .await
+    }
+
+    async fn audit_lines_here(
         &self,
         ctx: &RequestContext,
         request: ReadAudit,

@@ -135,12 +135,17 @@ impl Broker {
             // More than may be answered is never found.
             bytes_min: request.limits.bytes_min.min(request.limits.bytes_max),
         };
+        let until = self.shared.clock.monotonic() + self.read_wait(ctx, request.wait);
+        door.read(request.from, limits, until).await
+    }
+
+    /// How long a read waits that would wait so long: the answer needs some of the time that the
+    /// caller has.
+    pub(super) fn read_wait(&self, ctx: &RequestContext, wait: Duration) -> Duration {
         let now = self.shared.clock.monotonic();
-        // The answer needs some of the time that the caller has.
         let left = ctx.deadline.map(|at| at.saturating_sub(now) / 8 * 7);
-        let wait = request.wait.min(READ_WAIT_MAX);
-        let wait = left.map_or(wait, |left| wait.min(left));
-        door.read(request.from, limits, now + wait).await
+        let wait = wait.min(READ_WAIT_MAX);
+        left.map_or(wait, |left| wait.min(left))
     }
 
     pub(super) async fn find_place(&self, request: Locate) -> Result<Located, BrokerError> {

@@ -21,6 +21,9 @@ use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::security::Guard;
 
+/// Grants that a caller is shown of itself.
+const GRANTS_SHOWN_MAX: usize = 1_000;
+
 impl Broker {
     fn guard(&self) -> Result<&Guard, BrokerError> {
         self.shared.guard.as_deref().ok_or_else(|| {
@@ -361,17 +364,21 @@ impl Broker {
             return WhoAmI {
                 principal: Principal::Anonymous,
                 grants: Vec::new(),
+                more_grants: false,
                 super_user: false,
             };
         };
         let names = std::iter::once(&identity.name).chain(&identity.groups);
-        let grants = guard.records.read(|state| {
-            let grants = names.flat_map(|name| state.grants_of(name));
-            grants.map(|grant| grant.info.clone()).collect()
+        let (grants, more_grants) = guard.records.read(|state| {
+            let mut grants = names.flat_map(|name| state.grants_of(name));
+            let shown = grants.by_ref().take(GRANTS_SHOWN_MAX);
+            let shown: Vec<GrantInfo> = shown.map(|grant| grant.info.clone()).collect();
+            (shown, grants.next().is_some())
         });
         WhoAmI {
             principal: ctx.principal.clone(),
             grants,
+            more_grants,
             super_user: guard.is_super_user(&identity.name),
         }
     }

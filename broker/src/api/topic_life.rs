@@ -21,6 +21,9 @@ use crate::security::audit::cause::Create;
 use crate::topic::event::{Event, Life};
 use crate::topics::deletion::{PARTS_AT_ONCE, parts_of};
 
+/// Resets that an error names.
+const RESETS_NAMED_MAX: usize = 16;
+
 /// What is done to a topic or partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
@@ -126,7 +129,7 @@ impl Broker {
     }
 
     /// Takes a step with a topic, or with all its partitions. The first failure is the answer,
-    /// after all were asked.
+    /// after all were asked, together with what another question would not be told again.
     async fn each(&self, topic: &TopicName, step: Step, reach: Reach) -> Result<Done, BrokerError> {
         let ranges = match topic.partition() {
             Some(_) => TopicRanges::default(),
@@ -152,7 +155,11 @@ impl Broker {
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
-        failed.map_or(Ok(all), Err)
+        match failed {
+            None => Ok(all),
+            Some(error) if all.reset.is_empty() => Err(error),
+            Some(error) => Err(reset_in_part(topic, all.reset, error)),
+        }
     }
 
     async fn step_with_part(&self, part: TopicName, step: Step) -> Result<Done, BrokerError> {
@@ -218,4 +225,42 @@ impl Broker {
         }
         Ok(done)
     }
+}
+
+/// The error of a reset that was not made in every partition. From where a subscription goes on is
+/// told once, so the error tells it.
+fn reset_in_part(
+    topic: &TopicName,
+    mut reset: Vec<SubscriptionReset>,
+    cause: BrokerError,
+) -> BrokerError {
+    reset.sort_by_key(|one| one.topic.partition());
+    let tell = |one: &SubscriptionReset| {
+        let number = one.topic.partition().unwrap_or_default();
+        let (name, index, count) = (&one.name, one.mark_delete.0, one.repeated_messages);
+        let lost = match one.name_only {
+            true => ", of which only its name was known,",
+            false => "",
+        };
+        format!(
+            "{name} in partition {number} goes on{lost} from index {index} with {count} messages"
+        )
+    };
+    let named = reset.iter().take(RESETS_NAMED_MAX).map(tell);
+    let named = named.collect::<Vec<_>>().join("; ");
+    let more = match reset.len().saturating_sub(RESETS_NAMED_MAX) {
+        0 => String::new(),
+        more => format!("; {more} more are in the log of this broker"),
+    };
+    for one in reset.iter().skip(RESETS_NAMED_MAX) {
+        tracing::info!(topic = %one.topic, reset = tell(one), "a subscription is reset");
+    }
+    let cause = ApiError::from(cause);
+    let text = format!(
+        "subscriptions of {topic} are not reset in every partition: {cause}. Reset are: {named}{more}"
+    );
+    let advice =
+        "note what is reset, then repeat the request: that stays, and the rest is tried again";
+    let error = ApiError::new(cause.kind, text).advise(advice);
+    error.outcome(Outcome::Unknown).into()
 }

@@ -249,15 +249,15 @@ impl Broker {
         let deleting = Mutex::new(Vec::new());
         let look = |versioned: &Versioned| -> Result<Listed<TopicDescription>, BrokerError> {
             Ok(match look_topic(versioned, &deleting)? {
-                Listed::Item(found, _)
+                Listed::Item(found, name)
                     if !self.sees(ctx, &Resource::Topic(found.topic.clone())) =>
                 {
-                    Listed::Skip
+                    Listed::Hidden(name)
                 }
                 listed => listed,
             })
         };
-        let found = lister.page(&page, after, look).await?;
+        let found = lister.page_for_caller(&page, after, look).await?;
         for topic in deleting.into_inner() {
             self.topics.resume_deletion(&topic);
         }
@@ -410,8 +410,9 @@ fn look_topic(
     }
     let record: TopicRecord = record::decode(versioned)?;
     if record.deleting {
+        let name = topic.name().to_owned();
         deleting.lock().push(topic);
-        return Ok(Listed::Skip);
+        return Ok(Listed::Hidden(name));
     }
     let incarnation = TopicIncarnation::try_from(record.incarnation.as_ref()).map_err(|error| {
         aquifer_metadata::error::MetadataError::Damaged {

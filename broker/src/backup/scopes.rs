@@ -1,8 +1,8 @@
-//! What a backup has besides topics: tenants and namespaces with their policies, roles, tokens and
-//! grants, all as they were at one revision of metadata.
+//! What a backup has besides topics: tenants and namespaces with their policies, revocations,
+//! roles, tokens and grants, all as they were at one revision of metadata.
 //!
-//! A backup of a tenant has the tokens and grants of that tenant, one of a topic has none. The
-//! secrets of tokens are nowhere: a record has their digests.
+//! A backup of a tenant has the tokens and grants of that tenant, one of a topic has none. Only one
+//! of the cluster has revocations. The secrets of tokens are nowhere: a record has their digests.
 
 use std::collections::BTreeMap;
 
@@ -65,7 +65,7 @@ async fn at(snapshot: &Snapshot<'_>, scope: &BackupScope) -> MetadataResult<Vec<
             policies,
         }));
     }
-    let (mut roles, mut others) = (Vec::new(), Vec::new());
+    let (mut revocations, mut roles, mut others) = (Vec::new(), Vec::new(), Vec::new());
     let mut after = String::new();
     loop {
         let page = snapshot
@@ -73,6 +73,7 @@ async fn at(snapshot: &Snapshot<'_>, scope: &BackupScope) -> MetadataResult<Vec<
             .await?;
         for item in page.items.iter().filter_map(|stored| access(stored, scope)) {
             match &item {
+                Item::Revocation(_) => revocations.push(item),
                 Item::Role(_) => roles.push(item),
                 _ => others.push(item),
             }
@@ -82,7 +83,8 @@ async fn at(snapshot: &Snapshot<'_>, scope: &BackupScope) -> MetadataResult<Vec<
             None => break,
         }
     }
-    // Roles come first, so that those of a grant are back before it.
+    // What is revoked is refused before anything is given, and a role is back before its grants.
+    items.extend(revocations);
     items.extend(roles);
     items.extend(others);
     Ok(items)
@@ -156,8 +158,8 @@ async fn policies(
     }
 }
 
-/// A token, a grant or a role of a scope. One that is not understood gives nothing, and is left
-/// out.
+/// A token, a grant, a role or a revocation of a scope. One that is not understood gives nothing,
+/// and is left out.
 fn access(stored: &Versioned, scope: &BackupScope) -> Option<Item> {
     let is_of = |tenant: &str| match scope {
         BackupScope::Cluster => true,
@@ -180,6 +182,13 @@ fn access(stored: &Versioned, scope: &BackupScope) -> Option<Item> {
             let (is_of, role) = (is_of(&tenant), Some(role));
             is_of.then_some(Item::Role(v1::BackupRole { name, tenant, role }))
         }),
+        Ok(Key::Revocation(id)) => {
+            record::decode::<v1::RevocationRecord>(stored).map(|revocation| {
+                let revocation = Some(revocation);
+                let item = Item::Revocation(v1::BackupRevocation { id, revocation });
+                matches!(scope, BackupScope::Cluster).then_some(item)
+            })
+        }
         _ => Ok(None),
     };
     item.unwrap_or_else(|error| {

@@ -2,7 +2,9 @@
 //!
 //! A page that was begun earlier continues by name in the newest state: a list that takes long
 //! sees some changes and not others, but never an item twice. Subtrees that do not matter are
-//! jumped over, so that listing tenants does not read a million topics.
+//! jumped over, so that listing tenants does not read a million topics. One request of a caller
+//! reads a bounded number of keys, however few of them the caller may see (I13): its page ends
+//! there, with the place where the next one goes on.
 
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::scan;
@@ -14,6 +16,14 @@ use crate::error::BrokerError;
 
 /// Items of a page when the caller does not say.
 const PAGE_ITEMS_DEFAULT: usize = 100;
+/// Keys that one page reads at most, about.
+pub(crate) const KEYS_READ_MAX: usize = 20 * METADATA_PAGE_KEYS_MAX;
+/// Scans of one page at most that find no item.
+const EMPTY_SCANS_MAX: usize = 32;
+/// Keys of the first scan behind a subtree that was jumped over: another one may follow at once.
+const KEYS_AFTER_JUMP: usize = 16;
+/// How much more a scan reads when the one before was not enough.
+const KEYS_GROWTH: usize = 4;
 /// Sorts after everything that a key may contain.
 const AFTER_ALL: char = '\u{7f}';
 
@@ -21,6 +31,8 @@ const AFTER_ALL: char = '\u{7f}';
 pub(crate) enum Listed<T> {
     /// An item, and where it continues if it is the last of a page.
     Item(T, String),
+    /// An item that is not shown, and where a page continues that ends with it.
+    Hidden(String),
     /// Nothing; go on with the next key.
     Skip,
     /// Nothing, like everything else that begins with this prefix.
@@ -35,8 +47,44 @@ pub(crate) struct Lister<'a> {
     pub(crate) prefix: String,
 }
 
+/// What a page has read, and reads next.
+struct Reading {
+    /// Keys of the next scan.
+    keys: usize,
+    keys_read: usize,
+    scans: usize,
+}
+
+impl Reading {
+    fn new(limit: usize) -> Reading {
+        Reading {
+            keys: (limit + 1).min(METADATA_PAGE_KEYS_MAX),
+            keys_read: 0,
+            scans: 0,
+        }
+    }
+
+    fn read(&mut self, keys: usize) {
+        self.keys_read += keys;
+        self.scans += 1;
+    }
+
+    /// The scan ended before the page was full.
+    fn goes_on(&mut self) {
+        self.keys = (self.keys * KEYS_GROWTH).min(METADATA_PAGE_KEYS_MAX);
+    }
+
+    fn jumps(&mut self) {
+        self.keys = KEYS_AFTER_JUMP;
+    }
+
+    fn is_enough(&self, items: usize) -> bool {
+        self.keys_read >= KEYS_READ_MAX || self.scans >= items + EMPTY_SCANS_MAX
+    }
+}
+
 impl Lister<'_> {
-    /// Reads a page; `look` says what each key means.
+    /// Reads a page, however many keys lie between its items; `look` says what each key means.
     pub(crate) async fn page<T, F>(
         &self,
         request: &PageRequest,
@@ -46,13 +94,50 @@ impl Lister<'_> {
     where
         F: Fn(&Versioned) -> Result<Listed<T>, BrokerError>,
     {
+        self.read(request, start_after, false, look).await
+    }
+
+    /// The same for a caller that comes back: after a bounded number of keys the page has fewer
+    /// items than were asked for, or none, and says where it goes on.
+    pub(crate) async fn page_for_caller<T, F>(
+        &self,
+        request: &PageRequest,
+        start_after: Option<String>,
+        look: F,
+    ) -> Result<Page<T>, BrokerError>
+    where
+        F: Fn(&Versioned) -> Result<Listed<T>, BrokerError>,
+    {
+        self.read(request, start_after, true, look).await
+    }
+
+    async fn read<T, F>(
+        &self,
+        request: &PageRequest,
+        start_after: Option<String>,
+        is_bounded: bool,
+        look: F,
+    ) -> Result<Page<T>, BrokerError>
+    where
+        F: Fn(&Versioned) -> Result<Listed<T>, BrokerError>,
+    {
         let limit = page_items(request);
         let mut items: Vec<T> = Vec::new();
         let mut after = start_after;
         let mut next_name = None;
+        let mut reading = Reading::new(limit);
         'pages: loop {
-            let page = scan::page_behind(self.store, &self.prefix, after.as_deref(), limit + 1);
+            // Without a name the next page would begin where this one did.
+            if is_bounded && next_name.is_some() && reading.is_enough(items.len()) {
+                return Ok(Page {
+                    items,
+                    next: next_name,
+                });
+            }
+            let keys = reading.keys;
+            let page = scan::page_behind(self.store, &self.prefix, after.as_deref(), keys);
             let page = page.await?;
+            reading.read(page.items.len());
             let end = page.next.is_none();
             for versioned in &page.items {
                 match look(versioned)? {
@@ -67,9 +152,14 @@ impl Lister<'_> {
                         next_name = Some(name);
                         after = Some(versioned.key.clone());
                     }
+                    Listed::Hidden(name) => {
+                        next_name = Some(name);
+                        after = Some(versioned.key.clone());
+                    }
                     Listed::Skip => after = Some(versioned.key.clone()),
                     Listed::SkipUnder(prefix) => {
                         after = Some(behind(&prefix));
+                        reading.jumps();
                         continue 'pages;
                     }
                 }
@@ -77,6 +167,7 @@ impl Lister<'_> {
             if end {
                 return Ok(Page { items, next: None });
             }
+            reading.goes_on();
         }
     }
 }

@@ -3,15 +3,17 @@ use std::sync::Arc;
 use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
 use aquifer_metadata::keys;
 use aquifer_metadata::store::MetadataStore;
+use aquifer_model::limits::METADATA_OPERATIONS_MAX;
 use aquifer_model::policy::EffectivePolicies;
 use aquifer_model::topic::NamespaceName;
 use aquifer_protocol_api::admin::PageRequest;
 use aquifer_runtime::clock::SystemClock;
 use aquifer_runtime::disk::{Disk, SimDisk};
 use aquifer_runtime::task::TaskGroup;
+use bytes::Bytes;
 
 use super::*;
-use crate::namespace::listing::{Lister, look_tenant};
+use crate::namespace::listing::{KEYS_READ_MAX, Listed, Lister, look_tenant};
 
 async fn store(tasks: &TaskGroup) -> Arc<dyn MetadataStore> {
     let disk = SimDisk::new();
@@ -125,4 +127,53 @@ async fn lists_jump_over_what_lies_between_and_go_on_by_name() {
     }
     let before_noise: Vec<&String> = listed.iter().filter(|t| !t.starts_with("noise")).collect();
     assert_eq!(before_noise, ["a", "a-b", "ab", "b"]);
+}
+
+/// However few names are shown, a page of a caller ends after a bounded number of keys, and the
+/// list goes on behind them (I13).
+#[tokio::test]
+async fn a_page_that_shows_little_ends_and_the_list_goes_on() {
+    let tasks = TaskGroup::new("test");
+    let store = store(&tasks).await;
+    let names: Vec<String> = (0..KEYS_READ_MAX + 2_500)
+        .map(|number| format!("t{number:06}"))
+        .collect();
+    for some in names.chunks(METADATA_OPERATIONS_MAX) {
+        let put = |name: &String| Operation::Put {
+            key: keys::tenant(name),
+            value: Bytes::from_static(b"a record"),
+            expect: Expect::Any,
+        };
+        let transaction = Transaction {
+            partition: keys::CLUSTER_PARTITION.to_owned(),
+            guards: Vec::new(),
+            operations: some.iter().map(put).collect(),
+        };
+        store.commit(transaction).await.unwrap();
+    }
+    let last = names.last().unwrap();
+    let lister = Lister {
+        store: store.as_ref(),
+        prefix: keys::TENANTS_PREFIX.to_owned(),
+    };
+    let look = |found: &Versioned| -> Result<Listed<String>, BrokerError> {
+        Ok(match look_tenant(found)? {
+            Listed::Item(tenant, name) if tenant != *last => Listed::Hidden(name),
+            listed => listed,
+        })
+    };
+    let request = PageRequest {
+        after: None,
+        limit: 1,
+    };
+    let page = lister.page_for_caller(&request, None, look).await.unwrap();
+    assert!(page.items.is_empty(), "{:?}", page.items);
+    let next = page.next.unwrap();
+    assert!(next < *last, "{next}");
+    let after = Some(keys::tenant(&next));
+    let page = lister.page_for_caller(&request, after, look).await.unwrap();
+    assert_eq!((page.items, page.next), (vec![last.clone()], None));
+    // What a broker lists for itself is whole: an empty page would say that nothing is there.
+    let page = lister.page(&request, None, look).await.unwrap();
+    assert_eq!(page.items, [last.clone()]);
 }

@@ -8,6 +8,8 @@ use crate::security::principal;
 
 /// Who may do everything where nothing is configured: the first token.
 const DEFAULT_SUPER_USER: &str = "token:admin";
+/// Tokens, grants and roles of a tenant where nothing is configured.
+const TENANT_RECORDS_MAX: u64 = 10_000;
 
 /// Whether callers are authenticated, and who of them may do everything.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +21,8 @@ pub struct AuthConfig {
     pub super_users: Vec<String>,
     /// Issuers whose JSON Web Tokens are accepted.
     pub jwt: Vec<JwtIssuer>,
+    /// Tokens, grants and roles that one tenant may have.
+    pub tenant_records_max: u64,
 }
 
 impl Default for AuthConfig {
@@ -27,6 +31,7 @@ impl Default for AuthConfig {
             enabled: false,
             super_users: vec![DEFAULT_SUPER_USER.to_owned()],
             jwt: Vec::new(),
+            tenant_records_max: TENANT_RECORDS_MAX,
         }
     }
 }

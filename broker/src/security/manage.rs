@@ -6,7 +6,8 @@
 //! Invariants:
 //! - Describe, produce, consume and manage may be given where the caller may grant; grant, operate
 //!   and audit only where the caller holds them.
-//! - A caller that gets the secret of a token could have given all that the token may do.
+//! - A caller that gets the secret of a token could have given all that the token may do. One that
+//!   revokes a token gets nothing: what others have given to it does not keep it in force.
 //! - A change is answered when this broker decides with it.
 
 mod grants;
@@ -19,13 +20,14 @@ use aquifer_metadata::store::Revision;
 use aquifer_protocol_api::access::{Action, Resource};
 use aquifer_protocol_api::admin::PageRequest;
 use aquifer_protocol_api::context::RequestContext;
+use aquifer_protocol_api::error::{ApiError, ErrorKind};
 use aquifer_protocol_api::scope::GrantScope;
 use aquifer_runtime::secret::{self, NoEntropy};
 
 use crate::error::BrokerError;
 use crate::security::audit::Record;
 use crate::security::role::ActionSet;
-use crate::security::{Guard, forbidden, records};
+use crate::security::{Guard, forbidden};
 
 /// Longest lifetime of a token or a grant, and longest grace period: a hundred years.
 const LIFETIME_MS_MAX: u64 = 100 * 366 * 24 * 3_600 * 1_000;
@@ -68,49 +70,70 @@ impl Guard {
         ctx: &RequestContext,
         principal: &str,
     ) -> Result<(), BrokerError> {
-        let is_super = |name: &str| self.is_super_user(name);
-        if is_super(principal) && !is_super(ctx.principal.name()) {
-            return Err(forbidden().into());
-        }
+        self.check_not_above(ctx, principal)?;
         let now = self.clock.wall_ms();
-        let grants = self
+        let grants: Vec<_> = self
             .records
-            .read(|state| state.grants_of(principal).to_vec());
+            .read(|state| state.grants_of(principal).cloned().collect());
         let live = grants.iter().filter(|grant| !grant.is_over(now));
         for grant in live {
-            self.check_may_give(ctx, grant.actions, &grant.info.scope)?;
+            let may_give = self.check_may_give(ctx, grant.actions, &grant.info.scope);
+            may_give.map_err(|_| held_elsewhere(principal, &grant.info.id))?;
         }
         Ok(())
     }
 
-    fn check_room(&self, has_room: bool) -> Result<(), BrokerError> {
-        match has_room {
-            true => Ok(()),
-            false => Err(BrokerError::Quota {
-                limit: "records of security",
-                what: "tokens, grants, roles and revocations",
-                scope: "the cluster".to_owned(),
-                used: records::ADDED_MAX,
-                max: records::ADDED_MAX,
-            }),
+    /// Refuses what is done to a super-user by another principal.
+    fn check_not_above(&self, ctx: &RequestContext, principal: &str) -> Result<(), BrokerError> {
+        let is_super = |name: &str| self.is_super_user(name);
+        match is_super(principal) && !is_super(ctx.principal.name()) {
+            true => Err(forbidden().into()),
+            false => Ok(()),
         }
     }
 
-    /// Waits until a change is in force here, and records what it was about.
+    /// Waits until a change is in force here, and records what it came to, and of whom.
     async fn changed(
         &self,
         ctx: &RequestContext,
         request: &str,
+        of: &Resource,
         what: &str,
         written: Option<Revision>,
     ) {
-        let record = Record::about(&ctx.principal, ctx.protocol, request).came_from(ctx.peer);
-        self.audit
-            .write(record.allowed(None).detail(what).ended(None));
+        self.audit.write(line(ctx, request, of, what));
         if let Some(written) = written {
             self.records.reached(written).await;
         }
     }
+}
+
+/// The line that says what a change came to. It is found with the others of its request, and by the
+/// auditors of its tenant.
+fn line(ctx: &RequestContext, request: &str, of: &Resource, what: &str) -> Record {
+    let record = Record::about(&ctx.principal, ctx.protocol, request).came_from(ctx.peer);
+    let record = record.on(Action::Grant, of).allowed(None);
+    let record = record.detail(what).ended(None);
+    match &ctx.request_id {
+        Some(id) => record.named(id),
+        None => record,
+    }
+}
+
+/// A tenant, or the cluster.
+fn owner(tenant: Option<&str>) -> Resource {
+    tenant.map_or(Resource::Cluster, |tenant| {
+        Resource::Tenant(tenant.to_owned())
+    })
+}
+
+/// The grant is named by its id alone: its scope may be one that the caller must not know of.
+fn held_elsewhere(principal: &str, grant: &str) -> BrokerError {
+    let text = format!("grant {grant} gives {principal} what you may not give");
+    let error = ApiError::new(ErrorKind::PermissionDenied, text);
+    let advice = "ask for it to be done, or for that grant to be removed; a token of another name \
+                  does not have it";
+    error.advise(advice).into()
 }
 
 fn drawn_id() -> Result<[u8; 16], NoEntropy> {

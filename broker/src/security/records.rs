@@ -5,6 +5,8 @@
 //! - What was taken away is out of force when the watch has shown it. While the store is away,
 //!   what is known goes on for [`STALE_MAX`] and then decides nothing any more.
 //! - A record that cannot be read gives nothing and concerns nothing else.
+//! - The records of one tenant leave room for those of the others, and tokens of issuers can be
+//!   revoked when nothing else can be added.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -38,13 +40,40 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Records that are kept in memory. More are an error, not a reason to forget some: what is known
 /// gets old then, and decides nothing after a while.
 const RECORDS_MAX: usize = 200_000;
-/// Records beyond which none are added.
-pub(crate) const ADDED_MAX: u64 = 100_000;
+/// Records beyond which only revocations are added.
+const ADDED_MAX: u64 = 100_000;
+/// Records beyond which no revocations are added. Brokers that add some at the same time do not see
+/// those of each other.
+const REVOKING_MAX: u64 = 190_000;
+/// Items of a backup that are looked at.
+pub(crate) const ITEMS_MAX: u64 = RECORDS_MAX as u64;
+
+/// How many records there may be where another is added.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// Tokens, grants and roles of its tenant.
+    tenant: u64,
+    /// All, for a token, a grant or a role.
+    all: u64,
+    /// All, for a revocation.
+    revoking: u64,
+}
+
+impl Bounds {
+    pub(crate) fn of_tenants(max: u64) -> Bounds {
+        Bounds {
+            tenant: max,
+            all: ADDED_MAX,
+            revoking: REVOKING_MAX,
+        }
+    }
+}
 
 /// See the module.
 pub(crate) struct Records {
     store: Arc<dyn MetadataStore>,
     clock: SharedClock,
+    bounds: Bounds,
     state: RwLock<State>,
     /// Up to where the state is current; changes with it.
     current: watch::Sender<Revision>,
@@ -64,13 +93,16 @@ pub(crate) struct State {
     tokens: BTreeMap<String, Token>,
     /// By their keys, so that those of a tenant are together.
     grants: BTreeMap<String, Arc<Grant>>,
-    by_principal: HashMap<String, Vec<Arc<Grant>>>,
+    /// The same by their principals.
+    by_principal: HashMap<String, BTreeMap<String, Arc<Grant>>>,
     /// When grants end, and how many do then.
     ends: BTreeMap<u64, usize>,
     /// Roles that are not built in, by their keys.
     roles: BTreeMap<String, OwnRole>,
     /// The keys of grants that give such a role, by the key of the role, which may not be there.
     naming: HashMap<String, BTreeSet<String>>,
+    /// How many tokens, grants and roles a tenant has, where it has any.
+    owned: HashMap<String, u64>,
     pub(crate) revoked: Revoked,
 }
 
@@ -82,12 +114,14 @@ impl Records {
     pub(crate) async fn load(
         store: Arc<dyn MetadataStore>,
         clock: SharedClock,
+        bounds: Bounds,
     ) -> Result<Arc<Records>, BrokerError> {
         let (state, revision) = read(&*store).await?;
         let last = clock.monotonic();
         Ok(Arc::new(Records {
             store,
             clock,
+            bounds,
             state: RwLock::new(state),
             current: watch::Sender::new(revision),
             heard: Mutex::new(Heard {
@@ -105,6 +139,16 @@ impl Records {
     /// Reads what is known.
     pub(crate) fn read<T>(&self, read: impl FnOnce(&State) -> T) -> T {
         read(&self.state.read())
+    }
+
+    /// Refuses another token, grant or role, of a tenant or of the cluster, where there is no room.
+    pub(crate) fn check_room(&self, tenant: Option<&str>) -> Result<(), BrokerError> {
+        self.read(|state| state.check_room(&self.bounds, tenant))
+    }
+
+    /// Refuses another revocation for which there is no room.
+    pub(crate) fn check_room_to_revoke(&self) -> Result<(), BrokerError> {
+        self.read(|state| state.check_all(self.bounds.revoking))
     }
 
     /// Changes whenever what is known does.
@@ -224,8 +268,9 @@ impl State {
     }
 
     /// The grants of a principal.
-    pub(crate) fn grants_of(&self, principal: &str) -> &[Arc<Grant>] {
-        self.by_principal.get(principal).map_or(&[], Vec::as_slice)
+    pub(crate) fn grants_of(&self, principal: &str) -> impl Iterator<Item = &Arc<Grant>> {
+        let held = self.by_principal.get(principal);
+        held.into_iter().flat_map(BTreeMap::values)
     }
 
     /// Whether grants end after one time and up to another.
@@ -234,9 +279,39 @@ impl State {
         after < until && self.ends.range(in_between).next().is_some()
     }
 
-    /// Whether there is room for another record.
-    pub(crate) fn has_room(&self) -> bool {
-        (self.len() as u64) < ADDED_MAX
+    fn check_room(&self, bounds: &Bounds, tenant: Option<&str>) -> Result<(), BrokerError> {
+        if let Some(tenant) = tenant {
+            let used = self.owned.get(tenant).copied().unwrap_or_default();
+            if used >= bounds.tenant {
+                return Err(full(format!("tenant {tenant}"), used, bounds.tenant));
+            }
+        }
+        self.check_all(bounds.all)
+    }
+
+    fn check_all(&self, max: u64) -> Result<(), BrokerError> {
+        let used = self.len() as u64;
+        match used < max {
+            true => Ok(()),
+            false => Err(full("the cluster".to_owned(), used, max)),
+        }
+    }
+
+    fn own(&mut self, tenant: Option<&str>) {
+        if let Some(tenant) = tenant {
+            *self.owned.entry(tenant.to_owned()).or_default() += 1;
+        }
+    }
+
+    fn disown(&mut self, tenant: Option<&str>) {
+        if let Some(tenant) = tenant
+            && let Some(count) = self.owned.get_mut(tenant)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.owned.remove(tenant);
+            }
+        }
     }
 
     fn len(&self) -> usize {
@@ -260,10 +335,13 @@ impl State {
         match stored.key.parse() {
             Ok(Key::Token(id)) => match record::decode::<TokenRecord>(stored) {
                 Ok(record) => {
-                    self.tokens.insert(id.clone(), Token { id, record });
+                    self.remove_token(&id);
+                    let token = Token { id, record };
+                    self.own(token.tenant());
+                    self.tokens.insert(token.id.clone(), token);
                 }
                 Err(error) => {
-                    self.tokens.remove(&id);
+                    self.remove_token(&id);
                     tracing::warn!(id, %error, "a token is not understood and not accepted");
                 }
             },
@@ -280,14 +358,15 @@ impl State {
             }
             Ok(Key::Role(tenant, name)) => {
                 let name = RoleName { tenant, name };
+                self.remove_role(&stored.key);
                 let record = record::decode::<RoleRecord>(stored);
                 let role = record.map_err(|error| error.to_string());
                 match role.and_then(|record| OwnRole::of(name, record)) {
                     Ok(role) => {
+                        self.own(role.name.tenant.as_deref());
                         self.roles.insert(stored.key.clone(), role);
                     }
                     Err(error) => {
-                        self.roles.remove(&stored.key);
                         let key = &stored.key;
                         tracing::warn!(key, error, "a role is not understood and gives nothing");
                     }
@@ -309,14 +388,33 @@ impl State {
         }
     }
 
-    /// Gives the grants of a role the actions that it has now.
+    /// Gives the grants of a role the actions that it has now. Decisions wait meanwhile, so that no
+    /// other grant is looked at.
     fn resolve(&mut self, role: &str) {
-        let naming = self.naming.get(role).cloned().unwrap_or_default();
-        for key in naming {
-            if let Some(grant) = self.grants.get(&key).cloned() {
-                self.remove(&key);
-                self.add(key, grant);
+        let found = self.roles.get(role);
+        let actions = found.map(|role| role.actions).unwrap_or_default();
+        for key in self.naming.get(role).into_iter().flatten() {
+            if let Some(grant) = self.grants.get_mut(key)
+                && grant.actions != actions
+                && let Some(name) = grant.own_role.clone()
+            {
+                *grant = Arc::new((**grant).clone().of_role(name, actions));
+                if let Some(held) = self.by_principal.get_mut(&grant.info.principal) {
+                    held.insert(key.clone(), Arc::clone(grant));
+                }
             }
+        }
+    }
+
+    fn remove_token(&mut self, id: &str) {
+        if let Some(gone) = self.tokens.remove(id) {
+            self.disown(gone.tenant());
+        }
+    }
+
+    fn remove_role(&mut self, key: &str) {
+        if let Some(gone) = self.roles.remove(key) {
+            self.disown(gone.name.tenant.as_deref());
         }
     }
 
@@ -334,19 +432,18 @@ impl State {
         if let Some(end) = grant.info.expires_ms {
             *self.ends.entry(end).or_default() += 1;
         }
+        self.own(grant.info.scope.tenant());
         let principal = grant.info.principal.clone();
         let held = self.by_principal.entry(principal).or_default();
-        held.push(Arc::clone(&grant));
+        held.insert(key.clone(), Arc::clone(&grant));
         self.grants.insert(key, grant);
     }
 
     fn remove(&mut self, key: &str) {
         match key.parse() {
-            Ok(Key::Token(id)) => {
-                self.tokens.remove(&id);
-            }
+            Ok(Key::Token(id)) => self.remove_token(&id),
             Ok(Key::Role(..)) => {
-                self.roles.remove(key);
+                self.remove_role(key);
                 self.resolve(key);
             }
             Ok(Key::Revocation(id)) => self.revoked.remove(&id),
@@ -355,6 +452,7 @@ impl State {
         let Some(gone) = self.grants.remove(key) else {
             return;
         };
+        self.disown(gone.info.scope.tenant());
         if let Some(end) = gone.info.expires_ms
             && let Entry::Occupied(mut count) = self.ends.entry(end)
         {
@@ -374,10 +472,24 @@ impl State {
         }
         let principal = &gone.info.principal;
         if let Some(held) = self.by_principal.get_mut(principal) {
-            held.retain(|grant| !Arc::ptr_eq(grant, &gone));
+            held.remove(key);
             if held.is_empty() {
                 self.by_principal.remove(principal);
             }
         }
     }
 }
+
+/// The error of a bound that is reached.
+pub(crate) fn full(scope: String, used: u64, max: u64) -> BrokerError {
+    BrokerError::Quota {
+        limit: "records of security",
+        what: "tokens, grants, roles and revocations",
+        scope,
+        used,
+        max,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -63,14 +63,18 @@ impl Revoked {
             Refuses::Token(token) => {
                 if let Some(all) = self.tokens.get_mut(token) {
                     all.retain(|other| other != id);
+                    if all.is_empty() {
+                        self.tokens.remove(token);
+                    }
                 }
-                self.tokens.retain(|_, all| !all.is_empty());
             }
             Refuses::IssuedBefore(principal, _) => {
                 if let Some(all) = self.principals.get_mut(principal) {
                     all.retain(|(other, _)| other != id);
+                    if all.is_empty() {
+                        self.principals.remove(principal);
+                    }
                 }
-                self.principals.retain(|_, all| !all.is_empty());
             }
         }
     }

@@ -31,6 +31,7 @@ use aquifer_protocol_api::data_plane::DataPlane;
 use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind};
 use aquifer_protocol_api::operator::Operator;
 use aquifer_protocol_api::producer::{OpenProducer, ProducerSession, PublishFrame};
+use aquifer_protocol_api::security::{AuditPage, ReadAudit, Security};
 use aquifer_runtime::clock::SystemClock;
 use aquifer_runtime::disk::{Disk, SimDisk};
 use aquifer_runtime::rng::SystemRng;
@@ -174,6 +175,10 @@ impl Peers for Reports {
     async fn append(&self, url: &str, _topic: &TopicName, _lines: &Lines) -> ApiResult<()> {
         // These brokers have no guard, and so no audit log.
         self.at(url).map(drop)
+    }
+
+    async fn read_audit(&self, url: &str, read: ReadAudit) -> ApiResult<AuditPage> {
+        self.at(url)?.read_audit(&ctx(), read).await
     }
 
     async fn clear_subscription(

@@ -12,13 +12,17 @@ use aquifer_model::entry::EntryFlags;
 use aquifer_model::extensions::Extensions;
 use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::place::Place;
-use aquifer_model::subscription::SubscriptionType;
+use aquifer_model::subscription::{Properties, SubscriptionType};
+use aquifer_model::topic::{SubscriptionName, TopicName};
 use aquifer_protocol_api::admin::Admin;
 use aquifer_protocol_api::consumer::{ConsumerEvent, IndexRange, NegativeAcknowledge, Subscribe};
+use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::data_plane::DataPlane;
-use aquifer_protocol_api::error::ErrorKind;
+use aquifer_protocol_api::error::{ErrorKind, Outcome};
 use aquifer_protocol_api::pull::{Read, ReadLimits};
 
+use crate::cluster::{Cluster, Member};
+use crate::partitions::several;
 use crate::support::{
     Consumer, Harness, config, ctx, kind, name, open_log, soon, subscribe, until,
 };
@@ -314,11 +318,11 @@ async fn delivery_stops_in_front_of_too_much_damage_until_some_is_given_up() {
 
 /// The ledgers of a topic's cursor log, oldest first.
 async fn cursor_ledgers(world: &TestWorld) -> Vec<LedgerId> {
-    let stored = world
-        .store
-        .get(&keys::topic(&name("orders")))
-        .await
-        .unwrap();
+    cursor_ledgers_of(&world.store, &name("orders")).await
+}
+
+async fn cursor_ledgers_of(store: &dyn MetadataStore, topic: &TopicName) -> Vec<LedgerId> {
+    let stored = store.get(&keys::topic(topic)).await.unwrap();
     let record: aquifer_proto::v1::TopicRecord =
         aquifer_metadata::record::decode(&stored.unwrap()).unwrap();
     let ids = record.cursor_segments.iter().map(|s| LedgerId(s.ledger_id));
@@ -409,4 +413,72 @@ async fn reset_of(harness: &Harness) -> usize {
     let broker = &harness.broker;
     let reset = broker.reset_subscriptions(&ctx(), name("orders")).await;
     reset.unwrap().len()
+}
+
+/// A topic in partitions, in each of which the record of a subscription is damaged.
+async fn damage_partitions(cluster: &Cluster, asked: &Member, partitions: u32) {
+    let (broker, context) = (&asked.broker, anywhere());
+    let created = broker.create_topic(&context, name("orders"), partitions);
+    soon("a topic", created).await.unwrap();
+    let named = |name: &str| SubscriptionName::new(name).unwrap();
+    let subscribe = async |subscription: &str| {
+        let (orders, properties) = (name("orders"), Properties::new());
+        let (subscription, place) = (named(subscription), Place::Earliest);
+        let created = broker.create_subscription(&context, orders, subscription, place, properties);
+        soon("a subscription", created).await.unwrap();
+    };
+    subscribe("s").await;
+    let parts = (0..partitions).map(|number| name("orders").partition_name(number));
+    let parts: Vec<TopicName> = parts.collect();
+    let texts: Vec<String> = parts.iter().map(ToString::to_string).collect();
+    cluster.publish(asked, &texts).await;
+    let moved = broker.seek_subscription(&context, name("orders"), named("s"), Place::Latest);
+    soon("a move", moved).await.unwrap();
+    // Its creation stands behind the record of the move.
+    subscribe("t").await;
+    let unloaded = broker.unload_topic(&context, name("orders"));
+    soon("the topic to end", unloaded).await.unwrap();
+    let bookies = &cluster.world.bookies;
+    for part in &parts {
+        let ledger = cursor_ledgers_of(&*cluster.store, part).await[0];
+        bookies.corrupt(bookies.ids()[0], ledger, EntryId(1));
+    }
+}
+
+/// From where a subscription goes on is told once. It is told in the error, too, when the owner of
+/// other partitions is away.
+#[tokio::test]
+async fn a_reset_that_fails_in_part_tells_what_is_reset() {
+    const PARTITIONS: u32 = 12;
+    let (cluster, members) = several(2).await;
+    damage_partitions(&cluster, &members[0], PARTITIONS).await;
+    let reset = async || {
+        let (broker, context) = (&members[0].broker, anywhere());
+        let reset = broker.reset_subscriptions(&context, name("orders"));
+        soon("an answer", reset).await
+    };
+    let away = members[1].url.clone();
+    let reached = cluster.peers.brokers.lock().remove(&away).unwrap();
+    let failed = reset().await.unwrap_err();
+    cluster.peers.brokers.lock().insert(away, reached);
+    let kinds = (failed.kind, failed.outcome);
+    assert_eq!(kinds, (ErrorKind::Unavailable, Outcome::Unknown));
+    let later = reset().await.unwrap();
+    let later: Vec<_> = later.iter().map(|one| one.topic.partition()).collect();
+    for number in 0..PARTITIONS {
+        let text = format!("s in partition {number} goes on from index 0");
+        let is_told = failed.message.contains(&text);
+        let is_later = later.contains(&Some(number));
+        assert!(is_told != is_later, "{number}: {failed}, then {later:?}");
+    }
+    assert!(!later.is_empty(), "both serve some: {failed}");
+    assert_eq!(reset().await, Ok(Vec::new()));
+}
+
+/// A caller that knows nothing of brokers.
+fn anywhere() -> RequestContext {
+    RequestContext {
+        follows_redirects: false,
+        ..ctx()
+    }
 }

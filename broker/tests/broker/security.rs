@@ -9,6 +9,7 @@ mod pages;
 mod restored;
 mod revocations;
 mod roles;
+mod room;
 mod sessions;
 
 use std::sync::Arc;

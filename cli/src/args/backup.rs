@@ -99,7 +99,7 @@ pub enum BackupCommand {
         /// Only show what would be brought back.
         #[arg(long)]
         dry_run: bool,
-        /// Bring tokens and grants back too, where nothing stands in their place.
+        /// Bring tokens, grants and revocations back too, where nothing stands in their place.
         #[arg(long, conflicts_with_all = ["topic", "dry_run"])]
         access: bool,
         /// For how long nothing of the restored topics is deleted by retention or TTL.

@@ -136,6 +136,7 @@ fn whoami(identity: &Identity, out: &Output) -> Result<(), CliError> {
             "super_user": identity.super_user,
             "expires_ms": identity.expires_ms,
             "grants": identity.grants.iter().map(object).collect::<Vec<_>>(),
+            "more_grants": identity.more_grants,
         }));
     }
     let Some(principal) = &identity.principal else {
@@ -154,7 +155,15 @@ fn whoami(identity: &Identity, out: &Output) -> Result<(), CliError> {
         out.line(format!("the credential expires {}", date(at)))?;
     }
     match (identity.grants.is_empty(), identity.super_user) {
-        (false, _) => out.table(&table(&identity.grants)),
+        (false, _) => {
+            out.table(&table(&identity.grants))?;
+            match identity.more_grants {
+                true => out.line(format!(
+                    "not all are shown: see `aquifer grant list --principal {principal}`"
+                )),
+                false => Ok(()),
+            }
+        }
         (true, true) => Ok(()),
         (true, false) => {
             out.line("nothing was granted: ask an administrator for `aquifer grant add`")

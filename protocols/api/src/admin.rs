@@ -239,7 +239,7 @@ pub struct PageRequest {
 /// A page of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page<T> {
-    /// The items, in order.
+    /// The items, in order. There may be few, or none, before the end.
     pub items: Vec<T>,
     /// Where the following page begins; `None` at the end.
     pub next: Option<String>,

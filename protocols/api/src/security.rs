@@ -202,8 +202,10 @@ pub struct RevocationInfo {
 pub struct WhoAmI {
     /// Who it is.
     pub principal: Principal,
-    /// Its own grants, and those of its groups.
+    /// Its own grants, then those of its groups; a bounded number of them.
     pub grants: Vec<GrantInfo>,
+    /// Whether it has more.
+    pub more_grants: bool,
     /// Whether it may do everything, as configured.
     pub super_user: bool,
 }

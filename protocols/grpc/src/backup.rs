@@ -110,6 +110,7 @@ impl v1::backup_server::Backup for Service {
             };
             let restored = broker.restore_access(&ctx, wanted).await?;
             Ok(v1::RestoreAccessResponse {
+                revocations: restored.revocations,
                 tokens: restored.tokens,
                 grants: restored.grants,
                 kept: restored.kept,

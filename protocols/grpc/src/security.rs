@@ -474,6 +474,7 @@ fn wire_revocation(info: RevocationInfo) -> v1::Revocation {
 fn wire_caller(caller: WhoAmI) -> v1::WhoAmIResponse {
     let mut answer = v1::WhoAmIResponse {
         grants: caller.grants.into_iter().map(wire_grant).collect(),
+        more_grants: caller.more_grants,
         super_user: caller.super_user,
         ..v1::WhoAmIResponse::default()
     };

@@ -7,6 +7,7 @@ use aquifer_proto::v1::LockRecord;
 use aquifer_runtime::clock::SystemClock;
 use aquifer_runtime::disk::RealDisk;
 use aquifer_runtime::task::TaskGroup;
+use aquifer_runtime::telemetry::Telemetry;
 
 use super::*;
 
@@ -140,4 +141,40 @@ async fn another_process_takes_over_when_the_auditor_ends() {
     processes[1 - first].1.close().await;
     assert_eq!(processes[1 - first].0.drain(PATIENCE).await, 0);
     tasks.drain(PATIENCE).await;
+}
+
+/// What an auditor says of the cluster ends with it: alerts on it resolve although its process
+/// runs on.
+#[tokio::test(start_paused = true)]
+async fn a_former_auditor_says_nothing_of_the_cluster() {
+    let mut cluster = Cluster::new(5).await;
+    let telemetry = Telemetry::for_tests();
+    let meter = telemetry.meter("repair");
+    cluster.ctx = RepairContext::new(Arc::clone(&cluster.ctx.ledgers), &meter);
+    let check = |name: &str, value: u64| {
+        let line = format!("aquifer_repair_{name} {value}");
+        let text = telemetry.render_metrics();
+        assert!(text.lines().any(|found| found == line), "{line}: {text}");
+    };
+    check("is_auditor", 0);
+    cluster.closed(quorum(5, 3, 2), 5).await;
+    for n in 1..=3 {
+        cluster.lose(bookie(n)).await;
+    }
+    let mut auditor = cluster.auditor();
+    auditor.pass().await.unwrap();
+    cluster.pass_time(Duration::from_secs(3_600));
+    auditor.pass().await.unwrap();
+    check("is_auditor", 1);
+    check("bookies_away", 3);
+    check("paused", 1);
+    drop(auditor);
+    for name in [
+        "is_auditor",
+        "bookies_away",
+        "paused",
+        "under_replicated_ledgers",
+    ] {
+        check(name, 0);
+    }
 }

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use aquifer_harness::cluster::Cluster;
 use aquifer_harness::http::rest;
+use aquifer_harness::wait::until;
 use serde_json::{Value, json};
 
 use crate::cluster::brokers::objects;
@@ -109,6 +110,71 @@ async fn every_broker_does_what_rest_asks() -> Result<()> {
             .collect::<Vec<_>>()
     };
     ensure!(ids(&seen) == ids(&read), "{seen:?} {read:?}");
+    cluster.stop()?;
+    cluster.check_logs()
+}
+
+/// Lines about a tenant, once there are any: what one broker answers.
+async fn audit_lines(http: &str, token: &str, tenant: &str) -> Result<Vec<Value>> {
+    until("lines about the tenant", async || {
+        let request = format!("GET /api/v1/audit?tenant={tenant}");
+        let answer = rest(http, &request, &[token], "").await?;
+        if answer.status == 503 {
+            // A broker is just taking the topic.
+            return Ok(None);
+        }
+        ensure!(answer.status == 200, "{request}: {answer:?}");
+        let lines = answer.body["lines"].as_array().context("lines")?;
+        let parse = |line: &Value| {
+            let text = line.as_str().context("a line")?;
+            anyhow::Ok(serde_json::from_str::<Value>(text)?)
+        };
+        let lines: Vec<Value> = lines.iter().map(parse).collect::<Result<_>>()?;
+        Ok((!lines.is_empty()).then_some(lines))
+    })
+    .await
+}
+
+/// The audit log is one topic, which one of the brokers serves. The broker that is asked decides
+/// who may read (I12).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_broker_answers_the_audit_log() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let environment = [("AQUIFER_BROKER_BALANCE_ENABLED", "false")];
+    let data_dir = folder.path().join("cluster");
+    let arguments = ["--auth", "--brokers", "3"];
+    let mut cluster = Cluster::start_with(&data_dir, &arguments, &environment)?;
+    let admin = std::fs::read_to_string(data_dir.join("admin.token"))?;
+    let admin = format!("authorization: Bearer {}", admin.trim());
+    let brokers = cluster.processes().iter();
+    let brokers = brokers.filter(|process| process.role == "broker");
+    let http: Vec<String> = brokers
+        .map(|broker| broker.http.trim_start_matches("http://").to_owned())
+        .collect();
+    ensure!(http.len() == 3);
+    let made = rest(&http[0], "PUT /api/v1/tenants/acme", &[&admin], "").await?;
+    ensure!(made.status == 201, "{made:?}");
+    let body = r#"{"name": "app"}"#;
+    let app = rest(&http[0], "POST /api/v1/tokens", &[&admin], body).await?;
+    let app = app.body["secret"].as_str().context("a secret")?.to_owned();
+    let app = format!("authorization: Bearer {app}");
+    for http in &http {
+        let lines = audit_lines(http, &admin, "acme").await?;
+        ensure!(
+            lines.iter().all(|line| line["tenant"] == "acme"),
+            "{lines:?}"
+        );
+        let made = lines
+            .iter()
+            .filter(|line| line["request"] == "create_tenant");
+        ensure!(made.count() >= 1, "{lines:?}");
+        let end = "GET /api/v1/audit?from=latest&waitMs=50";
+        let end = rest(http, end, &[&admin], "").await?;
+        ensure!(end.status == 200, "{end:?}");
+        // Another broker would do for this one what it may not do for its caller.
+        let refused = rest(http, "GET /api/v1/audit?tenant=acme", &[&app], "").await?;
+        ensure!(matches!(refused.status, 401 | 403), "{refused:?}");
+    }
     cluster.stop()?;
     cluster.check_logs()
 }

@@ -54,7 +54,7 @@ impl Guard {
         check_actions(actions, &add.scope).map_err(wrong)?;
         self.check_may_give(ctx, actions, &add.scope)?;
         guards.extend(namespaces.taking_access(add.scope.tenant()).await?);
-        self.check_room(self.records.read(|state| state.has_room()))?;
+        self.records.check_room(add.scope.tenant())?;
         let now = self.clock.wall_ms();
         let id = match add.request_id {
             Some(request) => id_of_request(ctx.principal.name(), &request),
@@ -104,7 +104,8 @@ impl Guard {
         });
         let updated = added.await.map_err(UpdateError::flatten)?;
         let grant = updated.answer;
-        self.changed(ctx, "add_grant", &grant_said(&grant), updated.applied)
+        let (of, said) = (scope_of(&grant), grant_said(&grant));
+        self.changed(ctx, "add_grant", &of, &said, updated.applied)
             .await;
         let stays = match &within {
             Some(within) if was_there => namespaces.is_taking(within).await,
@@ -139,7 +140,8 @@ impl Guard {
             }],
         });
         let deleted = deleted.await?;
-        self.changed(ctx, "remove_grant", &grant_said(grant), Some(deleted))
+        let (of, said) = (scope_of(grant), grant_said(grant));
+        self.changed(ctx, "remove_grant", &of, &said, Some(deleted))
             .await;
         Ok(())
     }
@@ -200,8 +202,11 @@ impl Guard {
             })
         });
         let updated = removed.await.map_err(UpdateError::flatten)?;
-        let said = known.map_or_else(|| format!("grant {id}"), |grant| grant_said(&grant));
-        self.changed(ctx, "remove_grant", &said, updated.applied)
+        let (of, said) = match &known {
+            Some(grant) => (scope_of(grant), grant_said(grant)),
+            None => (Resource::Scope(scope.clone()), format!("grant {id}")),
+        };
+        self.changed(ctx, "remove_grant", &of, &said, updated.applied)
             .await;
         Ok(())
     }
@@ -247,6 +252,10 @@ fn repeated(wanted: &Grant, stored: &Versioned) -> Result<Grant, BrokerError> {
             name: wanted.info.id.clone(),
         }),
     }
+}
+
+fn scope_of(grant: &Grant) -> Resource {
+    Resource::Scope(grant.info.scope.clone())
 }
 
 pub(super) fn grant_said(grant: &Grant) -> String {

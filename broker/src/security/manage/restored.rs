@@ -1,4 +1,5 @@
-//! Tokens, grants and roles of a backup, brought back where nothing stands in their place.
+//! Revocations, tokens, grants and roles of a backup, brought back where nothing stands in their
+//! place.
 //!
 //! Invariants:
 //! - What went with its tenant does not come back when a tenant of the name is there again: its
@@ -7,6 +8,10 @@
 //!   which was revoked included, nor a token of the same name.
 //! - Nothing is given that the caller may not give: such a one is counted, and left out. So is what
 //!   is of the brokers' tenant, where nothing is given to callers.
+//! - What was revoked of issuers' tokens is revoked before anything is given, whatever tenant is
+//!   asked for: revocations are of the whole cluster, and give nothing.
+//! - The bound of a tenant, which is for what its own administrators add, stops no restore: that of
+//!   the cluster does.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,23 +21,24 @@ use aquifer_metadata::{keys, record};
 use aquifer_model::backup::RestoredAccess;
 use aquifer_model::topic::NamespaceName;
 use aquifer_proto::v1::backup_item::Item;
-use aquifer_proto::v1::{BackupGrant, BackupRole, BackupToken, ForgottenRecord};
-use aquifer_protocol_api::access::{Action, Resource};
+use aquifer_proto::v1::{BackupGrant, BackupRevocation, BackupRole, BackupToken, ForgottenRecord};
+use aquifer_protocol_api::access::Resource;
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::scope::GrantScope;
-use aquifer_protocol_api::security::RoleName;
+use aquifer_protocol_api::security::{RevocationInfo, RoleName};
 use bytes::Bytes;
 
 use crate::error::BrokerError;
 use crate::namespace::{Namespaces, check_unreserved};
-use crate::security::audit::Record;
 use crate::security::grant::Grant;
 use crate::security::manage::grants::grant_said;
+use crate::security::manage::revocations::{is_of_issuer, revocation_said};
 use crate::security::manage::tokens::token_said;
+use crate::security::manage::{line, owner};
 use crate::security::own_role::{self, OwnRole, Said};
 use crate::security::role::{ActionSet, check_actions};
 use crate::security::token::{self, Token};
-use crate::security::{Guard, principal, records};
+use crate::security::{Guard, principal, records, revoked};
 
 /// Bytes of a digest of a secret.
 const DIGEST_BYTES: usize = 32;
@@ -44,6 +50,58 @@ enum Outcome {
     Added(Revision),
     Kept,
     Refused,
+}
+
+/// What a file has, by its kind.
+#[derive(Default)]
+struct Sorted {
+    revocations: Vec<RevocationInfo>,
+    roles: Vec<OwnRole>,
+    tokens: Vec<Token>,
+    grants: Vec<Grant>,
+    /// Those that are not understood.
+    unknown: u64,
+}
+
+impl Sorted {
+    fn of(items: Vec<Item>) -> Sorted {
+        let mut sorted = Sorted::default();
+        for item in items {
+            match item {
+                Item::Revocation(BackupRevocation {
+                    id,
+                    revocation: Some(record),
+                }) => match revoked::of(&id, record) {
+                    Ok(revocation) => sorted.revocations.push(revocation),
+                    Err(_) => sorted.unknown += 1,
+                },
+                Item::Token(BackupToken {
+                    id,
+                    token: Some(record),
+                }) => sorted.tokens.push(Token { id, record }),
+                Item::Grant(BackupGrant {
+                    id,
+                    grant: Some(record),
+                }) => match Grant::of(&id, record) {
+                    Ok(grant) => sorted.grants.push(grant),
+                    Err(_) => sorted.unknown += 1,
+                },
+                Item::Role(BackupRole {
+                    name,
+                    tenant,
+                    role: Some(record),
+                }) => {
+                    let tenant = (!tenant.is_empty()).then_some(tenant);
+                    match OwnRole::of(RoleName { tenant, name }, record) {
+                        Ok(role) => sorted.roles.push(role),
+                        Err(_) => sorted.unknown += 1,
+                    }
+                }
+                _ => {}
+            }
+        }
+        sorted
+    }
 }
 
 /// Tokens and grants that one request brings back.
@@ -67,39 +125,30 @@ impl AccessRound<'_> {
     /// changed.
     pub(crate) async fn bring_back(&mut self, items: Vec<Item>) -> Result<(), BrokerError> {
         self.items = self.items.saturating_add(items.len() as u64);
-        self.guard.check_room(self.items <= records::ADDED_MAX)?;
-        let (mut roles, mut tokens, mut grants) = (Vec::new(), Vec::new(), Vec::new());
-        for item in items {
-            match item {
-                Item::Token(BackupToken {
-                    id,
-                    token: Some(record),
-                }) => tokens.push(Token { id, record }),
-                Item::Grant(BackupGrant {
-                    id,
-                    grant: Some(record),
-                }) => match Grant::of(&id, record) {
-                    Ok(grant) => grants.push(grant),
-                    Err(_) => self.restored.refused += 1,
-                },
-                Item::Role(BackupRole {
-                    name,
-                    tenant,
-                    role: Some(record),
-                }) => {
-                    let tenant = (!tenant.is_empty()).then_some(tenant);
-                    match OwnRole::of(RoleName { tenant, name }, record) {
-                        Ok(role) => roles.push(role),
-                        Err(_) => self.restored.refused += 1,
-                    }
-                }
-                _ => {}
-            }
+        if self.items > records::ITEMS_MAX {
+            let max = records::ITEMS_MAX;
+            return Err(records::full("the backup".to_owned(), self.items, max));
         }
+        let Sorted {
+            mut revocations,
+            mut roles,
+            mut tokens,
+            mut grants,
+            unknown,
+        } = Sorted::of(items);
+        self.restored.refused += unknown;
+        let now = self.guard.clock.wall_ms();
+        revocations.retain(|revocation| revocation.ends_ms > now);
         roles.retain(|role| self.is_wanted(role.name.tenant.as_deref()));
         tokens.retain(|token| self.is_wanted(token.tenant()));
         grants.retain(|grant| self.is_wanted(grant.info.scope.tenant()));
         let (guard, ctx, namespaces) = (self.guard, self.ctx, self.namespaces);
+        for revocation in revocations {
+            let said = revocation_said(&revocation);
+            let outcome = guard.restore_revocation(&revocation).await?;
+            let added = self.count(outcome, None, &said);
+            self.restored.revocations += u64::from(added);
+        }
         for role in roles {
             let said = Said(&role.name).to_string();
             let tenant = role.name.tenant.clone();
@@ -143,29 +192,39 @@ impl AccessRound<'_> {
     }
 
     fn name(&self, tenant: Option<&str>, said: &str) {
-        let restored = &self.restored;
-        if restored.tokens + restored.grants >= NAMED_MAX {
+        if self.added() >= NAMED_MAX {
             return;
         }
-        let of = tenant.map_or(Resource::Cluster, |tenant| {
-            Resource::Tenant(tenant.to_owned())
-        });
-        let ctx = self.ctx;
-        let record = Record::about(&ctx.principal, ctx.protocol, "restore_access");
-        let record = record.on(Action::Grant, &of).came_from(ctx.peer);
-        let record = record.allowed(None).detail(said).ended(None);
+        let record = line(self.ctx, "restore_access", &owner(tenant), said);
         self.guard.audit.write(record);
+    }
+
+    fn added(&self) -> u64 {
+        self.restored.revocations + self.restored.tokens + self.restored.grants
     }
 
     /// Notes it in the audit log, and answers what became of all.
     pub(crate) async fn end(self) -> RestoredAccess {
-        let (tokens, grants) = (self.restored.tokens, self.restored.grants);
-        let mut said = format!("{tokens} tokens, and {grants} grants and roles of a backup");
-        if tokens + grants > NAMED_MAX {
+        let RestoredAccess {
+            revocations,
+            tokens,
+            grants,
+            ..
+        } = self.restored;
+        let mut said = format!(
+            "{revocations} revocations, {tokens} tokens, and {grants} grants and roles of a backup"
+        );
+        if self.added() > NAMED_MAX {
             said.push_str(&format!(", of which {NAMED_MAX} are named"));
         }
         self.guard
-            .changed(self.ctx, "restore_access", &said, self.last)
+            .changed(
+                self.ctx,
+                "restore_access",
+                &Resource::Cluster,
+                &said,
+                self.last,
+            )
             .await;
         self.restored
     }
@@ -198,6 +257,19 @@ impl Guard {
             restored: RestoredAccess::default(),
             last: None,
         }
+    }
+
+    async fn restore_revocation(
+        &self,
+        revocation: &RevocationInfo,
+    ) -> Result<Outcome, BrokerError> {
+        if !token::is_id(&revocation.id) || !is_of_issuer(&revocation.refuses) {
+            return Ok(Outcome::Refused);
+        }
+        self.records.check_room_to_revoke()?;
+        let value = record::encode(revoked::record(revocation));
+        let key = keys::revocation(&revocation.id);
+        self.put_new(key, value, Vec::new()).await
     }
 
     async fn restore_token(
@@ -238,7 +310,7 @@ impl Guard {
         if is_taken {
             return Ok(Outcome::Kept);
         }
-        self.check_room(self.records.read(|state| state.has_room()))?;
+        self.records.check_room(None)?;
         let key = keys::token(&token.id);
         self.put_new(key, record::encode(token.record), guards)
             .await
@@ -263,7 +335,7 @@ impl Guard {
         let Some(guards) = taking(namespaces, tenant).await? else {
             return Ok(Outcome::Refused);
         };
-        self.check_room(self.records.read(|state| state.has_room()))?;
+        self.records.check_room(None)?;
         let key = own_role::key(&role.name);
         let stays = OwnRole {
             deleting: false,
@@ -325,7 +397,7 @@ impl Guard {
             return Ok(Outcome::Refused);
         };
         guards.extend(of_tenant);
-        self.check_room(self.records.read(|state| state.has_room()))?;
+        self.records.check_room(None)?;
         let key = keys::grant(tenant, &info.id);
         self.put_new(key, record::encode(grant.record()), guards)
             .await

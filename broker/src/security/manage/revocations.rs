@@ -2,6 +2,7 @@
 
 use aquifer_metadata::store::{Expect, Operation, Transaction};
 use aquifer_metadata::{keys, record};
+use aquifer_protocol_api::access::Resource;
 use aquifer_protocol_api::admin::{Page, PageRequest};
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::security::{Refuses, RevocationInfo, Revoke};
@@ -30,15 +31,14 @@ impl Guard {
             let text = format!("no issuer has the alias {alias:?}");
             BrokerError::invalid(text, "`auth.jwt` in the brokers' settings has the aliases")
         })?;
-        let (has_room, ended) = self.records.read(|state| {
+        let ended: Vec<String> = self.records.read(|state| {
             let ended = state.revoked.after(None).filter(|old| old.ends_ms <= now);
-            let ended: Vec<String> = ended
-                .take(ENDED_AT_ONCE)
-                .map(|old| old.id.clone())
-                .collect();
-            (state.has_room(), ended)
+            let ended = ended.take(ENDED_AT_ONCE);
+            ended.map(|old| old.id.clone()).collect()
         });
-        self.check_room(has_room || !ended.is_empty())?;
+        if ended.is_empty() {
+            self.records.check_room_to_revoke()?;
+        }
         let leeway = 2 * sessions::LEEWAY_MS;
         let info = RevocationInfo {
             id: token::id_of(drawn_id()?),
@@ -62,7 +62,8 @@ impl Guard {
             operations,
         });
         let written = written.await?;
-        self.changed(ctx, "add_revocation", &said(&info), Some(written))
+        let (of, said) = (Resource::Cluster, revocation_said(&info));
+        self.changed(ctx, "add_revocation", &of, &said, Some(written))
             .await;
         Ok(info)
     }
@@ -70,12 +71,6 @@ impl Guard {
     /// What is refused, the alias of its issuer, and when the last of these tokens was issued.
     fn refuses(&self, revoke: Revoke, now: u64) -> Result<(Refuses, String, u64), BrokerError> {
         let wrong = |text: &str| BrokerError::invalid(text, "correct the revocation");
-        let alias_of = |text: &str| {
-            let legal = text.bytes().all(|byte| byte.is_ascii_graphic());
-            let parts = text.split_once(':').filter(|_| legal);
-            let parts = parts.filter(|(_, rest)| !rest.is_empty() && text.len() <= TOKEN_BYTES_MAX);
-            parts.map(|(alias, _)| alias.to_owned())
-        };
         match revoke {
             Revoke::Token(token) => {
                 let text = "the id of a token is ALIAS:JTI in printable ASCII";
@@ -130,13 +125,31 @@ impl Guard {
             }],
         });
         let removed = removed.await?;
-        self.changed(ctx, "remove_revocation", &said(&known), Some(removed))
+        let (of, said) = (Resource::Cluster, revocation_said(&known));
+        self.changed(ctx, "remove_revocation", &of, &said, Some(removed))
             .await;
         Ok(())
     }
 }
 
-fn said(info: &RevocationInfo) -> String {
+/// The alias of the issuer in `ALIAS:REST`.
+fn alias_of(text: &str) -> Option<String> {
+    let legal = text.bytes().all(|byte| byte.is_ascii_graphic());
+    let parts = text.split_once(':').filter(|_| legal);
+    let parts = parts.filter(|(_, rest)| !rest.is_empty() && text.len() <= TOKEN_BYTES_MAX);
+    parts.map(|(alias, _)| alias.to_owned())
+}
+
+/// Whether it could be a token or a principal of an issuer, known here or not.
+pub(super) fn is_of_issuer(refuses: &Refuses) -> bool {
+    let text = match refuses {
+        Refuses::Token(token) => Some(token.as_str()),
+        Refuses::IssuedBefore(principal, _) => principal.strip_prefix("jwt:"),
+    };
+    text.and_then(alias_of).is_some()
+}
+
+pub(super) fn revocation_said(info: &RevocationInfo) -> String {
     let id = &info.id;
     match &info.refuses {
         Refuses::Token(token) => format!("revocation {id} of the token {token}"),

@@ -24,6 +24,7 @@ use aquifer_protocol_api::security::{RoleInfo, RoleName};
 use crate::error::BrokerError;
 use crate::namespace::Namespaces;
 use crate::security::Guard;
+use crate::security::manage::owner;
 use crate::security::own_role::{self, OwnRole, Said};
 use crate::security::role::{ActionSet, built_in};
 
@@ -44,11 +45,9 @@ impl Guard {
         own_role::check_name(&name.name)
             .map_err(|text| BrokerError::invalid(text, "choose another name"))?;
         let actions = parse(actions)?;
-        let (count, has_room) = self.records.read(|state| {
-            let count = state.roles_of(name.tenant.as_deref()).count();
-            (count, state.has_room())
-        });
-        self.check_room(has_room)?;
+        let of = name.tenant.as_deref();
+        self.records.check_room(of)?;
+        let count = self.records.read(|state| state.roles_of(of).count());
         if count >= ROLES_MAX {
             return Err(BrokerError::Quota {
                 limit: "roles",
@@ -149,8 +148,9 @@ impl Guard {
             operations,
         });
         let deleted = deleted.await?;
-        let said = Said(name).to_string();
-        self.changed(ctx, "delete_role", &said, Some(deleted)).await;
+        let (of, said) = (owner(name.tenant.as_deref()), Said(name).to_string());
+        self.changed(ctx, "delete_role", &of, &said, Some(deleted))
+            .await;
         Ok(())
     }
 
@@ -223,7 +223,9 @@ impl Guard {
             .map(|action| action.name())
             .collect();
         let said = format!("{} of {}", Said(&role.name), names.join(" "));
-        self.changed(ctx, request, &said, updated.applied).await;
+        let of = owner(role.name.tenant.as_deref());
+        self.changed(ctx, request, &of, &said, updated.applied)
+            .await;
         Ok(role.info())
     }
 

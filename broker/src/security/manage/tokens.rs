@@ -13,7 +13,7 @@ use aquifer_runtime::secret;
 
 use crate::error::BrokerError;
 use crate::namespace::Namespaces;
-use crate::security::manage::{LIFETIME_MS_MAX, drawn_id, end_of, limit_of};
+use crate::security::manage::{LIFETIME_MS_MAX, drawn_id, end_of, limit_of, owner};
 use crate::security::token::{self, Token};
 use crate::security::{Guard, principal};
 
@@ -40,12 +40,11 @@ impl Guard {
         let guards = namespaces.taking_access(tenant.as_deref()).await?;
         let principal = principal::of_token(tenant.as_deref(), &name);
         self.check_may_give_all_of(ctx, &principal)?;
-        let (taken, room) = self.records.read(|state| {
+        let taken = self.records.read(|state| {
             let mut tokens = state.tokens_after(None);
             let is_it =
                 |token: &Token| token.record.name == name && token.tenant() == tenant.as_deref();
-            let taken = tokens.any(|token| is_it(token) && token.record.revoked_ms.is_none());
-            (taken, state.has_room())
+            tokens.any(|token| is_it(token) && token.record.revoked_ms.is_none())
         });
         if taken {
             return Err(BrokerError::AlreadyExists {
@@ -53,7 +52,7 @@ impl Guard {
                 name: principal,
             });
         }
-        self.check_room(room)?;
+        self.records.check_room(tenant.as_deref())?;
         let now = self.clock.wall_ms();
         let id = token::id_of(drawn_id()?);
         let drawn = token::draw(&id)?;
@@ -80,7 +79,8 @@ impl Guard {
             }],
         });
         let written = written.await?;
-        self.changed(ctx, "create_token", &token_said(&token), Some(written))
+        let (of, said) = (owner(token.tenant()), token_said(&token));
+        self.changed(ctx, "create_token", &of, &said, Some(written))
             .await;
         Ok(NewToken {
             token: token.info(),
@@ -108,7 +108,9 @@ impl Guard {
         id: &str,
         grace_ms: Option<u64>,
     ) -> Result<NewToken, BrokerError> {
-        self.check_may_speak_for(ctx, id)?;
+        if let Some(principal) = self.principal_of_other(ctx, id) {
+            self.check_may_give_all_of(ctx, &principal)?;
+        }
         let drawn = token::draw(id)?;
         let now = self.clock.wall_ms();
         let grace = grace_ms.unwrap_or(GRACE_MS_DEFAULT).min(LIFETIME_MS_MAX);
@@ -137,7 +139,9 @@ impl Guard {
         ctx: &RequestContext,
         id: &str,
     ) -> Result<(), BrokerError> {
-        self.check_may_speak_for(ctx, id)?;
+        if let Some(principal) = self.principal_of_other(ctx, id) {
+            self.check_not_above(ctx, &principal)?;
+        }
         let now = self.clock.wall_ms();
         let revoked = self.change_token(ctx, "revoke_token", id, |record| {
             record.revoked_ms.get_or_insert(now);
@@ -177,7 +181,8 @@ impl Guard {
             id: id.to_owned(),
             record: updated.answer,
         };
-        self.changed(ctx, request, &token_said(&token), updated.applied)
+        let (of, said) = (owner(token.tenant()), token_said(&token));
+        self.changed(ctx, request, &of, &said, updated.applied)
             .await;
         Ok(token)
     }
@@ -197,16 +202,12 @@ impl Guard {
                 .read(|state| state.token(id).is_some_and(is_present))
     }
 
-    /// The same for a token that is there, unless it is the caller's own.
-    fn check_may_speak_for(&self, ctx: &RequestContext, id: &str) -> Result<(), BrokerError> {
-        let is_own = self.shows(ctx, id);
-        let principal = self
+    /// The principal of a token that is there, unless it is the caller's own.
+    fn principal_of_other(&self, ctx: &RequestContext, id: &str) -> Option<String> {
+        let found = self
             .records
             .read(|state| state.token(id).map(Token::principal));
-        match principal {
-            Some(principal) if !is_own => self.check_may_give_all_of(ctx, &principal),
-            _ => Ok(()),
-        }
+        found.filter(|_| !self.shows(ctx, id))
     }
 }
 

@@ -1,14 +1,17 @@
 //! Deletion of tenants: namespace after namespace, then what is written of the tenant.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::record;
-use aquifer_metadata::store::{Expect, Guard, Operation, Revision, Transaction, Versioned};
+use aquifer_metadata::store::{Expect, Guard, Revision, Versioned};
+use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_model::policy::PolicyScope;
 use aquifer_model::topic::NamespaceName;
-use aquifer_proto::v1::{ForgottenRecord, GrantRecord, Removal, TenantRecord, TokenRecord};
+use aquifer_proto::v1::{
+    ForgottenRecord, GrantRecord, Removal, RoleRecord, TenantRecord, TokenRecord,
+};
 use aquifer_protocol_api::admin::{PageRequest, Removed};
 
 use crate::error::BrokerError;
@@ -18,6 +21,15 @@ use crate::topics::Topics;
 use crate::topics::removal::{
     ATTEMPTS_MAX, How, PAGE_ITEMS, RemovalScope, changing, not_empty, taken_back,
 };
+
+/// What says who may do what in a tenant.
+struct Given {
+    grants: Vec<(String, Expect)>,
+    tokens: Vec<(String, Expect)>,
+    roles: Vec<(String, Expect)>,
+    /// When the last of it was made, by the clock of the broker that made it.
+    newest_ms: u64,
+}
 
 impl Topics {
     pub(super) async fn remove_tenant(
@@ -59,6 +71,13 @@ impl Topics {
         record: &Guard,
         removed: &mut Removed,
     ) -> Result<bool, BrokerError> {
+        // Grants go with their namespaces: when they were made is noted before that.
+        if removal == Removal::All {
+            let given = self.given_in(tenant).await?;
+            if !self.note_forgotten(tenant, given.newest_ms, record).await? {
+                return Ok(false);
+            }
+        }
         loop {
             let found = self.namespaces_in(tenant).await?;
             if found.is_empty() {
@@ -121,28 +140,14 @@ impl Topics {
         tenant: &str,
         record: &Guard,
     ) -> Result<bool, BrokerError> {
-        let of_tenant = keys::grants_prefix(Some(tenant));
-        // A grant to a token of the tenant says the token's name, which the next tenant of the name
-        // may give again, wherever the grant is.
-        let of_tokens = principal::of_token(Some(tenant), "");
-        let grants = self.found(keys::GRANTS_PREFIX, |found| {
-            let grant = record::decode::<GrantRecord>(found);
-            let is_given = grant.is_ok_and(|grant| grant.principal.starts_with(&of_tokens));
-            is_given || found.key.starts_with(&of_tenant)
-        });
-        let grants = grants.await?;
-        let tokens = self.found(keys::TOKENS_PREFIX, |found| {
-            let token = record::decode::<TokenRecord>(found);
-            token.is_ok_and(|token| token.tenant == tenant)
-        });
-        let tokens = tokens.await?;
-        let roles = self
-            .found(&keys::roles_prefix(Some(tenant)), |_| true)
-            .await?;
-        let has_any = [&grants, &tokens, &roles]
-            .iter()
-            .any(|found| !found.is_empty());
-        if has_any && !self.note_forgotten(tenant, record).await? {
+        let Given {
+            grants,
+            tokens,
+            roles,
+            newest_ms,
+        } = self.given_in(tenant).await?;
+        // Also when nothing is left: what a backup has may have gone with a namespace.
+        if !self.note_forgotten(tenant, newest_ms, record).await? {
             return Ok(false);
         }
         // Roles go last: no grant names one that is not there.
@@ -157,24 +162,80 @@ impl Topics {
         self.delete_keys(keys::CLUSTER_PARTITION, None, keys).await
     }
 
-    /// Notes that what was given in a tenant is gone, so that no backup brings it back. False: the
-    /// tenant's record is not as expected any more.
-    async fn note_forgotten(&self, tenant: &str, record: &Guard) -> Result<bool, BrokerError> {
-        let before_ms = self.shared.clock.wall_ms();
-        let value = record::encode(ForgottenRecord { before_ms });
-        let transaction = Transaction {
-            partition: keys::CLUSTER_PARTITION.to_owned(),
-            guards: vec![record.clone()],
-            operations: vec![Operation::Put {
-                key: keys::forgotten(tenant),
-                value,
-                expect: Expect::Any,
-            }],
+    /// The grants, tokens and roles of a tenant, and the grants to its tokens elsewhere.
+    async fn given_in(&self, tenant: &str) -> Result<Given, BrokerError> {
+        let newest = AtomicU64::new(0);
+        let see = |created_ms: u64| newest.fetch_max(created_ms, Ordering::Relaxed);
+        let of_tenant = keys::grants_prefix(Some(tenant));
+        // A grant to a token of the tenant says the token's name, which the next tenant of the name
+        // may give again, wherever the grant is.
+        let of_tokens = principal::of_token(Some(tenant), "");
+        let grants = self.found(keys::GRANTS_PREFIX, |found| {
+            let grant = record::decode::<GrantRecord>(found).unwrap_or_default();
+            let is_given = grant.principal.starts_with(&of_tokens);
+            let is_it = is_given || found.key.starts_with(&of_tenant);
+            if is_it {
+                see(grant.created_ms);
+            }
+            is_it
+        });
+        let grants = grants.await?;
+        let tokens = self.found(keys::TOKENS_PREFIX, |found| {
+            let token = record::decode::<TokenRecord>(found).unwrap_or_default();
+            let is_it = token.tenant == tenant;
+            if is_it {
+                see(token.created_ms);
+            }
+            is_it
+        });
+        let tokens = tokens.await?;
+        let of_roles = keys::roles_prefix(Some(tenant));
+        let roles = self.found(&of_roles, |found| {
+            let role = record::decode::<RoleRecord>(found).unwrap_or_default();
+            see(role.created_ms);
+            true
+        });
+        let roles = roles.await?;
+        Ok(Given {
+            grants,
+            tokens,
+            roles,
+            newest_ms: newest.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Notes that what was given in a tenant is gone, so that no backup brings it back. The clocks
+    /// of brokers differ: the time is not before that of what goes, nor before one that was noted.
+    /// False: the tenant's record is not as expected any more.
+    async fn note_forgotten(
+        &self,
+        tenant: &str,
+        newest_ms: u64,
+        record: &Guard,
+    ) -> Result<bool, BrokerError> {
+        let at_least = newest_ms.max(self.shared.clock.wall_ms());
+        let decide = |stored: Option<Versioned>| {
+            let noted = stored.and_then(|stored| record::decode::<ForgottenRecord>(&stored).ok());
+            let noted = noted.map(|noted| noted.before_ms);
+            let before_ms = noted.unwrap_or_default().max(at_least);
+            let change = match noted == Some(before_ms) {
+                true => Change::none(()),
+                false => {
+                    let value = record::encode(ForgottenRecord { before_ms });
+                    Change::put(keys::CLUSTER_PARTITION, value, ())
+                }
+            };
+            std::future::ready(Ok::<_, BrokerError>(change))
         };
-        match self.shared.namespaces.store().commit(transaction).await {
+        let key = keys::forgotten(tenant);
+        let guards = std::slice::from_ref(record);
+        let store = self.shared.namespaces.store();
+        match store.update(&key, guards, decide).await {
+            // Without a change nothing was compared.
+            Ok(updated) if updated.applied.is_none() => self.holds(record).await,
             Ok(_) => Ok(true),
-            Err(MetadataError::Conflict { .. }) => Ok(false),
-            Err(error) => Err(error.into()),
+            Err(UpdateError::Guard { .. }) => Ok(false),
+            Err(error) => Err(error.flatten()),
         }
     }
 }

@@ -13,6 +13,7 @@ use aquifer_protocol_api::data_plane::DataPlane;
 use aquifer_protocol_api::error::ErrorKind;
 use aquifer_protocol_api::producer::OpenProducer;
 use aquifer_protocol_api::pull::{Append, Commit};
+use aquifer_protocol_api::security::{CreateToken, RoleName, Security};
 use parking_lot::Mutex;
 use serde_json::Value;
 use tracing::field::{Field, Visit};
@@ -20,7 +21,7 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::DefaultGuard;
 use tracing::{Event, Metadata, Subscriber};
 
-use crate::security::Secured;
+use crate::security::{Secured, grant, scope};
 use crate::support::{batch, kind, name, open, subscribe};
 
 /// The lines of the audit log, for as long as it lives.
@@ -237,4 +238,51 @@ async fn lines_have_the_id_of_the_request() {
         "by its use"
     );
     assert_eq!(found("create_tenant"), ["ticket-7"]);
+}
+
+/// What was made, given or taken away stands in a line that is found by the request and the tenant.
+#[tokio::test]
+async fn lines_that_say_what_was_given_have_their_request_and_tenant() {
+    let secured = Secured::start().await;
+    secured.tenants().await;
+    let (broker, mut admin) = (secured.broker(), secured.admin());
+    admin.request_id = RequestId::given("ticket-8");
+    let lines = Lines::collect();
+    let create = CreateToken {
+        name: "app".to_owned(),
+        tenant: Some("acme".to_owned()),
+        lifetime_ms: None,
+    };
+    let token = broker.create_token(&admin, create).await.unwrap().token;
+    let given = grant(&token.principal, &[Action::Produce], "acme/shop");
+    let given = broker.add_grant(&admin, given).await.unwrap();
+    let removed = broker.remove_grant(&admin, given.id.clone(), scope("acme/shop"));
+    removed.await.unwrap();
+    let role = RoleName {
+        tenant: Some("acme".to_owned()),
+        name: "reader".to_owned(),
+    };
+    let made = broker.create_role(&admin, role.clone(), vec![Action::Describe]);
+    made.await.unwrap();
+    broker.delete_role(&admin, role).await.unwrap();
+    let revoked = broker.revoke_token(&admin, token.id.clone()).await;
+    revoked.unwrap();
+    let lines = lines.lines.lock();
+    for (request, said) in [
+        ("create_token", &*token.id),
+        ("add_grant", &*given.id),
+        ("remove_grant", &*given.id),
+        ("create_role", "role reader of tenant acme"),
+        ("delete_role", "role reader of tenant acme"),
+        ("revoke_token", &*token.id),
+    ] {
+        let says = |line: &&Value| {
+            let detail = line["detail"].as_str();
+            line["request"] == request && detail.is_some_and(|detail| detail.contains(said))
+        };
+        let found: Vec<_> = lines.iter().filter(says).collect();
+        assert_eq!(found.len(), 1, "{request}: {lines:?}");
+        assert_eq!(found[0]["request_id"], "ticket-8", "{request}");
+        assert_eq!(found[0]["tenant"], "acme", "{request}");
+    }
 }

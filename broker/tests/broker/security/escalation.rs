@@ -7,7 +7,7 @@ use aquifer_protocol_api::admin::Admin;
 use aquifer_protocol_api::error::ErrorKind;
 use aquifer_protocol_api::security::{AddGrant, CheckAccess, CreateToken, Given, Security};
 
-use crate::security::{Secured, grant, page, scope};
+use crate::security::{Secured, authenticate, grant, page, refused, scope};
 use crate::support::{kind, name};
 
 const DENIED: Option<ErrorKind> = Some(ErrorKind::PermissionDenied);
@@ -89,16 +89,24 @@ async fn a_tenant_is_administered_within_its_bounds() {
         assert_eq!(kind(&broker.create_token(&boss, foreign).await), DENIED);
     }
     // Who gets the secret of this one could do more than its maker may give.
-    secured
+    let foreign = secured
         .grant("token:acme/strong", &[Action::Describe], "beta")
         .await;
     let strong = broker
         .create_token(&boss, create(Some("acme"), "strong"))
         .await;
-    assert_eq!(kind(&strong), DENIED);
+    let strong = refused(strong);
+    assert_eq!(strong.kind, ErrorKind::PermissionDenied);
+    // It says which grant that is, and not where.
+    let text = "gives token:acme/strong what you may not give";
+    assert_eq!(strong.message, format!("grant {} {text}", foreign.id));
     let strong = secured.token(Some("acme"), "strong").await;
-    let rotated = broker.rotate_token(&boss, strong.token.id, None).await;
+    let id = strong.token.id.clone();
+    let rotated = broker.rotate_token(&boss, id.clone(), None).await;
     assert_eq!(kind(&rotated), DENIED);
+    // What others give to a token of the tenant does not keep it in force.
+    assert_eq!(kind(&broker.revoke_token(&boss, id).await), None);
+    assert!(authenticate(broker, Some(strong.secret.expose())).is_err());
     let listed = broker
         .list_tokens(&boss, Some("acme".to_owned()), page())
         .await;

@@ -9,9 +9,11 @@ use aquifer_protocol_api::access::Action;
 use aquifer_protocol_api::admin::{Admin, Removal};
 use aquifer_protocol_api::backup::Backups;
 use aquifer_protocol_api::context::RequestContext;
-use aquifer_protocol_api::security::{AddGrant, Given, RoleName, Security};
+use aquifer_protocol_api::security::{AddGrant, Given, Revoke, RoleName, Security};
+use aquifer_runtime::clock::Clock as _;
 
-use crate::security::{Secured, authenticate, grant};
+use crate::security::revocations::{token, trusting};
+use crate::security::{Secured, authenticate, grant, page};
 use crate::support::until;
 
 /// What a new cluster is asked for.
@@ -217,4 +219,87 @@ async fn roles_come_back_and_what_was_deleted_with_its_tenant_does_not() {
         "{again:?}"
     );
     assert!(authenticate(new.broker(), Some(token.secret.expose())).is_err());
+}
+
+/// Grants go with the namespaces of a tenant, before the rest of it, and the clock of the broker
+/// that has made one may be ahead of that of the broker that deletes the tenant.
+#[tokio::test]
+async fn grants_that_went_with_a_namespace_of_a_deleted_tenant_do_not_come_back() {
+    for ahead_ms in [0, 3_600_000] {
+        let cold = MemoryColdStore::default();
+        let old = Secured::start_with(Some(&cold)).await;
+        old.tenants().await;
+        let now = old.clock.wall_ms();
+        old.clock.set_wall_ms(now + ahead_ms);
+        old.grant("jwt:sso:alice", &[Action::Consume], "acme/shop")
+            .await;
+        old.clock.set_wall_ms(now);
+        let wanted = saved(&old, BackupScope::Tenant("acme".to_owned())).await;
+
+        let new = Secured::start_with(Some(&cold)).await;
+        new.tenants().await;
+        let (broker, admin) = (new.broker(), new.admin());
+        let restored = broker.restore_access(&admin, wanted.clone()).await;
+        assert_eq!(restored.unwrap().grants, 1);
+        let everything = Removal {
+            force: true,
+            dry_run: false,
+        };
+        let deleted = broker.delete_tenant(&admin, "acme".to_owned(), everything);
+        deleted.await.unwrap();
+        let created = broker.create_tenant(&admin, "acme".to_owned());
+        created.await.unwrap();
+        let again = broker.restore_access(&admin, wanted).await.unwrap();
+        assert_eq!(
+            (again.grants, again.refused),
+            (0, 1),
+            "{ahead_ms}: {again:?}"
+        );
+    }
+}
+
+/// Who holds a token of an issuer that was refused does not get in again after a restore.
+#[tokio::test]
+async fn revoked_tokens_of_issuers_stay_revoked() {
+    let (cold, folder) = (MemoryColdStore::default(), tempfile::tempdir().unwrap());
+    let start = async || Secured::start_as(trusting(folder.path()), Some(&cold)).await;
+    let old = start().await;
+    old.tenants().await;
+    for revoke in [
+        Revoke::Token("sso:t-1".to_owned()),
+        Revoke::Principal("jwt:sso:bob".to_owned(), None),
+    ] {
+        let made = old.broker().add_revocation(&old.admin(), revoke).await;
+        made.unwrap();
+    }
+    let of_tenant = saved(&old, BackupScope::Tenant("acme".to_owned())).await;
+    let of_all = saved(&old, BackupScope::Cluster).await;
+
+    let new = start().await;
+    let (broker, admin) = (new.broker(), new.admin());
+    let revoked = [token(&new, "alice", "t-1", 5), token(&new, "bob", "t-2", 5)];
+    let other = token(&new, "alice", "t-3", 5);
+    let accepted = |text: &String| authenticate(broker, Some(text)).is_ok();
+    let restored = broker.restore_access(&admin, of_tenant).await.unwrap();
+    assert_eq!(restored.revocations, 0, "{restored:?}");
+    assert!(revoked.iter().all(accepted) && accepted(&other));
+    // They are of the whole cluster, whichever tenant is asked for.
+    let wanted = RestoreAccess {
+        tenant: Some("acme".to_owned()),
+        ..of_all
+    };
+    let restored = broker.restore_access(&admin, wanted.clone()).await;
+    let restored = restored.unwrap();
+    assert_eq!((restored.revocations, restored.refused), (2, 0));
+    assert!(!revoked.iter().any(accepted) && accepted(&other));
+    let again = broker.restore_access(&admin, wanted.clone()).await.unwrap();
+    assert_eq!((again.revocations, again.kept), (0, 2));
+    // One that refuses nothing any more does not come back.
+    for made in broker.list_revocations(&admin, page()).await.unwrap().items {
+        let removed = broker.remove_revocation(&admin, made.id).await;
+        removed.unwrap();
+    }
+    new.clock.set_wall_ms(new.clock.wall_ms() + 3_600_000);
+    let later = broker.restore_access(&admin, wanted).await.unwrap();
+    assert_eq!((later.revocations, later.kept), (0, 0), "{later:?}");
 }

@@ -28,7 +28,7 @@ fn encoded(bytes: impl AsRef<[u8]>) -> String {
 }
 
 /// Settings with an issuer whose keys are in this folder.
-fn trusting(folder: &Path) -> BrokerConfig {
+pub fn trusting(folder: &Path) -> BrokerConfig {
     let keys = json!({"keys": [
         {"kty": "OKP", "crv": "Ed25519", "kid": "k", "x": encoded(pair().public_key())},
     ]});
@@ -53,7 +53,7 @@ fn trusting(folder: &Path) -> BrokerConfig {
 }
 
 /// A token that was issued this long ago.
-fn token(secured: &Secured, sub: &str, jti: &str, ago_s: u64) -> String {
+pub fn token(secured: &Secured, sub: &str, jti: &str, ago_s: u64) -> String {
     let now_s = secured.clock.wall_ms() / 1_000;
     let claims = json!({
         "iss": "https://sso.example", "sub": sub, "aud": "aquifer", "jti": jti,

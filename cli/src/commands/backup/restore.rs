@@ -44,9 +44,11 @@ pub(super) async fn run(
     out: &Output,
 ) -> Result<(), CliError> {
     let lists = opened.lists().await?;
-    let topics = chosen(&lists, wanted)?;
-    if topics.is_empty() {
-        return Err(CliError::failed("the backup has no such topic")
+    let (topics, scopes) = (chosen(&lists, wanted)?, Scopes::of(&lists, wanted)?);
+    let has_access = wanted.access && !lists.access.is_empty();
+    let has_others = !scopes.is_empty() || has_access;
+    if topics.is_empty() && (wanted.topic.is_some() || !has_others) {
+        return Err(CliError::failed("the backup has nothing of this")
             .advise("see what it has with `aquifer backup show`"));
     }
     let admin = client.admin();
@@ -61,11 +63,61 @@ pub(super) async fn run(
         trim_after_ms: clock::millis(wanted.trim_after),
         out,
     };
-    run.scopes(&lists, &topics).await?;
-    if wanted.access {
-        run.access(&lists, wanted.tenant.clone()).await?;
+    run.scopes(&scopes).await?;
+    let refused = match wanted.access {
+        true => run.access(&lists, wanted.tenant.clone()).await?,
+        false => 0,
+    };
+    run.topics(&topics).await?;
+    match refused {
+        0 => Ok(()),
+        refused => Err(CliError::failed(format!(
+            "not everything is back: {refused} tokens, grants and roles were refused"
+        ))
+        .advise(
+            "those that you may not give: run it again as one who may; those that were deleted with \
+             their tenant: make them again",
+        )),
     }
-    run.topics(&topics).await
+}
+
+/// Tenants and namespaces that are wanted, whether they have topics or not.
+struct Scopes<'a> {
+    tenants: Vec<&'a v1::BackupTenant>,
+    namespaces: Vec<(NamespaceName, &'a v1::BackupNamespace)>,
+}
+
+impl<'a> Scopes<'a> {
+    /// All of the backup or of a tenant, or those that a topic is in.
+    fn of(lists: &'a Lists, wanted: &Wanted) -> Result<Scopes<'a>, CliError> {
+        let within = wanted.topic.as_ref().map(TopicName::namespace);
+        // Brokers make their tenant themselves.
+        let is_wanted = |tenant: &str| {
+            tenant != RESERVED_TENANT
+                && wanted.tenant.as_deref().is_none_or(|name| name == tenant)
+                && within.is_none_or(|within| within.tenant() == tenant)
+        };
+        let tenants = lists.tenants.iter();
+        let tenants = tenants.filter(|tenant| is_wanted(&tenant.tenant));
+        let mut namespaces = Vec::new();
+        for namespace in &lists.namespaces {
+            let name: NamespaceName = namespace
+                .namespace
+                .parse()
+                .map_err(|error| CliError::failed(format!("{}: {error}", namespace.namespace)))?;
+            if is_wanted(name.tenant()) && within.is_none_or(|within| *within == name) {
+                namespaces.push((name, namespace));
+            }
+        }
+        Ok(Scopes {
+            tenants: tenants.collect(),
+            namespaces,
+        })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.tenants.is_empty() && self.namespaces.is_empty()
+    }
 }
 
 /// The topics that are wanted, partitioned ones before their partitions.
@@ -146,40 +198,33 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Tenants and namespaces of the topics, with their policies where they are new.
-    async fn scopes(&self, lists: &Lists, topics: &[Topic<'_>]) -> Result<(), CliError> {
-        let names = || topics.iter().map(|topic| topic.name.namespace());
-        for tenant in &lists.tenants {
-            if !names().any(|name| name.tenant() == tenant.tenant) {
-                continue;
-            }
+    /// Tenants and namespaces, with their policies where none are set.
+    async fn scopes(&self, scopes: &Scopes<'_>) -> Result<(), CliError> {
+        for tenant in &scopes.tenants {
             match self.admin.create_tenant(&tenant.tenant).await {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
+                // It is one that each cluster has, or a run was interrupted before its policies.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 created => created?,
             }
             let scope = PolicyScope::Tenant(tenant.tenant.clone());
             self.set(&scope, tenant.policies.clone()).await?;
         }
-        for namespace in &lists.namespaces {
-            let name: NamespaceName = namespace
-                .namespace
-                .parse()
-                .map_err(|error| CliError::failed(format!("{}: {error}", namespace.namespace)))?;
-            if !names().any(|wanted| *wanted == name) {
-                continue;
-            }
+        for (name, namespace) in &scopes.namespaces {
             let policies = policies_of(namespace.policies.clone())?;
             let created = self.admin.create_namespace(&namespace.namespace, policies);
             match created.await {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                    let scope = PolicyScope::Namespace(name.clone());
+                    self.set(&scope, namespace.policies.clone()).await?;
+                }
                 created => drop(created?),
             }
         }
         Ok(())
     }
 
-    /// Tokens and grants, those of the topics' tenants or all.
-    async fn access(&self, lists: &Lists, tenant: Option<String>) -> Result<(), CliError> {
+    /// Revocations, and tokens and grants, those of a tenant or all. Answers how many were refused.
+    async fn access(&self, lists: &Lists, tenant: Option<String>) -> Result<u64, CliError> {
         let wanted = RestoreAccess {
             url: self.opened.url.clone(),
             cluster: self.opened.root.cluster.clone(),
@@ -189,6 +234,7 @@ impl Run<'_> {
         };
         let restored = self.client.backups().restore_access(&wanted).await?;
         let RestoredAccess {
+            revocations,
             tokens,
             grants,
             kept,
@@ -196,19 +242,21 @@ impl Run<'_> {
         } = restored;
         match self.out.is_json() {
             true => self.out.object(&json!({
+                "revocations": revocations,
                 "tokens": tokens,
                 "grants": grants,
                 "kept": kept,
                 "refused": refused,
             })),
             false => self.out.line(format!(
-                "{tokens} tokens, and {grants} grants and roles are back; {kept} are here and stay as they \
+                "{revocations} revocations, {tokens} tokens, and {grants} grants and roles are back; {kept} are here and stay as they \
                  are; {refused} may not be given or lack their tenant"
             )),
-        }
+        }?;
+        Ok(refused)
     }
 
-    /// Sets policies where none are set.
+    /// Sets policies where none are set, and says where others are.
     async fn set(
         &self,
         scope: &PolicyScope,
@@ -224,9 +272,26 @@ impl Run<'_> {
             version: Some(0),
         };
         match self.admin.update_policies(scope, update).await {
-            // They were set meanwhile, or this was run before.
-            Err(error) if error.code() == Some(ErrorCode::Conflict) => Ok(()),
-            set => Ok(set.map(drop)?),
+            Err(error) if error.code() == Some(ErrorCode::Conflict) => {}
+            set => return Ok(set.map(drop)?),
+        }
+        // Those of the backup are there when this was run before.
+        let is_done = self.admin.get_policies(scope).await?.own == set;
+        match is_done {
+            true => Ok(()),
+            false => self.kept(scope).map_err(Trouble::Every),
+        }
+    }
+
+    fn kept(&self, scope: &PolicyScope) -> Result<(), CliError> {
+        match self.out.is_json() {
+            true => self.out.object(&json!({
+                "policies": scope.to_string(),
+                "outcome": "kept",
+            })),
+            false => self.out.line(format!(
+                "{scope}: its policies stay as they are, and differ from those of the backup"
+            )),
         }
     }
 

@@ -17,6 +17,7 @@ use aquifer_model::topic::{SubscriptionName, TopicName};
 use aquifer_protocol_api::admin::{Clear, Deletion, Peeked, SubscriptionReset};
 use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind};
+use aquifer_protocol_api::security::{AuditPage, ReadAudit};
 use aquifer_runtime::clock;
 use aquifer_runtime::net::tls::ClientTlsConfig;
 use aquifer_runtime::task::TaskGroup;
@@ -209,6 +210,19 @@ impl Peers for GrpcPeers {
         let messages: Vec<Message> = messages.collect();
         let appended = topic.append_as(&lines.producer, lines.sequence_id, &messages);
         appended.await.map(drop).map_err(failed)
+    }
+
+    async fn read_audit(&self, url: &str, read: ReadAudit) -> ApiResult<AuditPage> {
+        let security = self.client(url).map_err(failed)?.security();
+        let (tenant, part) = (read.tenant.as_deref(), (read.from, read.before));
+        let page = security.read_audit(tenant, part, read.limit, read.wait);
+        let page = page.await.map_err(failed)?;
+        Ok(AuditPage {
+            lines: page.lines,
+            next: page.next,
+            at_end: page.at_end,
+            missing: page.missing,
+        })
     }
 
     async fn clear_subscription(

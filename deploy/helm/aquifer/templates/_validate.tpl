@@ -45,6 +45,9 @@
 {{- if and .Values.broker.external.enabled (not .Values.broker.external.domain) }}
 {{- fail "broker.external.enabled needs broker.external.domain: clients must have a name for each broker" }}
 {{- end }}
+{{- if and .Values.auth.enabled .Values.broker.external.enabled (not .Values.broker.external.tls.existingSecret) }}
+{{- fail "auth.enabled with broker.external.enabled needs broker.external.tls.existingSecret: tokens would be readable on the network outside" }}
+{{- end }}
 {{- if .Values.production }}
 {{- if and .Values.etcd.enabled (lt (int .Values.etcd.replicas) 3) }}
 {{- fail "production: etcd.replicas is less than 3: one lost volume would be the end of all messages" }}

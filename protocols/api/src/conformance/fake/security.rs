@@ -45,6 +45,7 @@ impl Security for FakeBroker {
         Ok(WhoAmI {
             principal: ctx.principal.clone(),
             grants: Vec::new(),
+            more_grants: false,
             super_user: false,
         })
     }
