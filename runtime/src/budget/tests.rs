@@ -291,6 +291,7 @@ proptest! {
         prop_assert_eq!(root.used_bytes(), 0);
         for node in nodes.iter().chain(&tenants) {
             prop_assert_eq!(node.used_bytes(), 0);
+            prop_assert_eq!(node.node.beyond_bytes.load(Ordering::Relaxed), 0);
         }
     }
 }
