@@ -422,7 +422,8 @@ impl Tree {
     }
 
     /// Grants the oldest request of a node if it fits and up to `paid` bytes pay for it. If it does
-    /// not fit, it may collect, unless another does.
+    /// not fit, it may collect, unless another does. It becomes the one that collects only with
+    /// something to take: one that waits for others of its part would keep all others from it.
     fn visit(
         &mut self,
         node: &Arc<Node>,
@@ -437,9 +438,11 @@ impl Tree {
         let limit = node.limit(waiter.bytes, waiter.have);
         if missing > limit {
             let nothing_else = node.used() == waiter.have;
-            if nothing_else && *self.collector.get_or_insert(ticket) == ticket {
-                let floor = node.root().capacity_bytes / COLLECT_FLOOR;
-                let part = limit.saturating_sub(floor).min(missing);
+            let floor = node.root().capacity_bytes / COLLECT_FLOOR;
+            let part = limit.saturating_sub(floor).min(missing);
+            let may_collect = self.collector.is_none_or(|other| other == ticket);
+            if nothing_else && may_collect && part > 0 {
+                self.collector = Some(ticket);
                 waiter.have += part;
                 node.take(part);
             }
