@@ -123,15 +123,13 @@ impl Dividing {
             }
         }
         let (demands, written) = (used.demands, used.written);
-        let stored = self.cache.get(&keys::rate_shares(scope));
-        // Not older than what this broker has written itself.
-        if stored
-            .as_ref()
-            .map_or(Revision(0), |stored| stored.revision)
-            < written
-        {
+        // What is read is not older than what this broker has written itself. A record that is gone
+        // since has no revision: it is the cache that must not be behind, and it is asked first.
+        let seen = *self.cache.changes().borrow();
+        if seen.is_none_or(|seen| seen < written) {
             return;
         }
+        let stored = self.cache.get(&keys::rate_shares(scope));
         let Some(mut both) = self.claims(stored.as_ref()) else {
             return;
         };

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use aquifer_log::testing::TestLogs;
+use aquifer_metadata::keys;
+use aquifer_metadata::store::{Expect, Operation, Transaction};
 use aquifer_model::id::Index;
 use aquifer_model::policy::rate::{AggregateRate, Rate};
 use aquifer_model::policy::{Policies, PolicyName, PolicyScope};
@@ -17,6 +19,7 @@ use aquifer_protocol_api::producer::OpenProducer;
 use aquifer_protocol_api::pull::{Append, Read, ReadLimits};
 use aquifer_runtime::task::{TaskGroup, TaskHandle};
 
+use crate::cluster::{self, Cluster};
 use crate::policies::{here, of_topic, set, unset};
 use crate::support::{Harness, Producer, batch, ctx, eventually, name, open, soon, until};
 
@@ -228,14 +231,7 @@ async fn a_tenant_has_a_rate_for_all_its_topics() {
         created.await.unwrap();
     }
     let tenant = || PolicyScope::Tenant("acme".to_owned());
-    let aggregate = Policies {
-        aggregate_rate: Some(AggregateRate {
-            publish: rate(1),
-            ..AggregateRate::default()
-        }),
-        ..Policies::default()
-    };
-    set(broker, tenant(), aggregate).await;
+    set(broker, tenant(), aggregate(1)).await;
     harness
         .producer("acme/one/t", "p")
         .await
@@ -247,6 +243,40 @@ async fn a_tenant_has_a_rate_for_all_its_topics() {
     harness.producer("free", "p").await.publish(&["z"]).await;
     unset(broker, tenant(), PolicyName::AggregateRate).await;
     soon("the message that waited", waiting).await.unwrap();
+}
+
+fn aggregate(messages: u64) -> Policies {
+    Policies {
+        aggregate_rate: Some(AggregateRate {
+            publish: rate(messages),
+            ..AggregateRate::default()
+        }),
+        ..Policies::default()
+    }
+}
+
+/// A broker whose claim another one has removed, since it was not announced for a while, claims its
+/// share again.
+#[tokio::test]
+async fn a_share_whose_record_is_gone_is_claimed_again() {
+    let cluster = Cluster::new(cluster::config(4)).await;
+    let member = cluster.join("alone").await;
+    set(&member.broker, here(), aggregate(1_000)).await;
+    let (_url, _session) = cluster.producer(&member, "orders").await;
+    let key = keys::rate_shares(&here());
+    let record = || async { cluster.store.get(&key).await.unwrap() };
+    let first = eventually("a claim", record).await;
+    let deleted = cluster.store.commit(Transaction {
+        partition: keys::partition_of_policies(&here()),
+        guards: Vec::new(),
+        operations: vec![Operation::Delete {
+            key: key.clone(),
+            expect: Expect::Any,
+        }],
+    });
+    deleted.await.unwrap();
+    let again = eventually("another claim", record).await;
+    assert!(again.revision > first.revision, "{again:?}");
 }
 
 /// Requests that stand alone wait like sessions.
