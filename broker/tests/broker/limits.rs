@@ -11,6 +11,7 @@ use aquifer_metadata::store::{Expect, Operation, Transaction};
 use aquifer_model::id::Index;
 use aquifer_model::policy::rate::{AggregateRate, Rate};
 use aquifer_model::policy::{Policies, PolicyName, PolicyScope};
+use aquifer_model::topic::NamespaceName;
 use aquifer_protocol_api::admin::Admin;
 use aquifer_protocol_api::consumer::Held;
 use aquifer_protocol_api::data_plane::DataPlane;
@@ -19,7 +20,7 @@ use aquifer_protocol_api::producer::OpenProducer;
 use aquifer_protocol_api::pull::{Append, Read, ReadLimits};
 use aquifer_runtime::task::{TaskGroup, TaskHandle};
 
-use crate::cluster::{self, Cluster};
+use crate::cluster::{self, Cluster, HeldStore};
 use crate::policies::{here, of_topic, set, unset};
 use crate::support::{Harness, Producer, batch, ctx, eventually, name, open, soon, until};
 
@@ -277,6 +278,37 @@ async fn a_share_whose_record_is_gone_is_claimed_again() {
     deleted.await.unwrap();
     let again = eventually("another claim", record).await;
     assert!(again.revision > first.revision, "{again:?}");
+}
+
+/// What takes long to be written does not hold back what is written of other tenants and
+/// namespaces.
+#[tokio::test]
+async fn shares_of_several_rates_are_claimed_at_once() {
+    const LATER: usize = 3;
+    let cluster = Cluster::new(cluster::config(4)).await;
+    let held = HeldStore::over(&cluster.store);
+    let member = cluster.join_over("alone", Arc::clone(&held) as _).await;
+    let mut sessions = Vec::new();
+    // All others are in use when the first is written.
+    held.hold(Some("rates/public/first"));
+    let later = (0..LATER).map(|number| format!("later-{number}"));
+    for (number, namespace) in std::iter::once("first".to_owned()).chain(later).enumerate() {
+        let namespace: NamespaceName = format!("public/{namespace}").parse().unwrap();
+        let key = keys::rate_shares(&PolicyScope::Namespace(namespace.clone()));
+        assert_eq!(key, format!("rates/{namespace}"));
+        let context = ctx();
+        let created = member
+            .broker
+            .create_namespace(&context, namespace.clone(), aggregate(1_000));
+        created.await.unwrap();
+        sessions.push(cluster.producer(&member, &format!("{namespace}/t")).await);
+        if number == 0 {
+            held.holds(1).await;
+        }
+    }
+    held.hold(Some("rates/public/later"));
+    held.holds(1 + LATER).await;
+    held.hold(None);
 }
 
 /// Requests that stand alone wait like sessions.
