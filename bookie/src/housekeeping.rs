@@ -1,5 +1,6 @@
 //! The thread of housekeeping: prepares journal segments, syncs the mark, looks at free space.
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,8 +32,7 @@ impl Housekeeper {
         let mut synced_before = 0;
         while !self.shared.ends.is_begun() {
             self.look_at_space();
-            self.prepare_segment();
-            if !self.sync_mark() {
+            if !self.prepare_segment(every) || !self.sync_mark() {
                 return;
             }
             let synced = self.shared.progress.synced.get();
@@ -57,11 +57,25 @@ impl Housekeeper {
         }
     }
 
-    fn prepare_segment(&self) {
+    /// Prepares a journal segment if one is needed. That takes seconds, and the rest goes on
+    /// meanwhile: a mark that lags behind for as long would not show what a journal has lost (H4).
+    /// Answers whether the mark could be synced.
+    fn prepare_segment(&self, every: Duration) -> bool {
         if !self.shared.segments.needs_spare() {
-            return;
+            return true;
         }
-        match self.shared.segments.prepare(self.shared.mode.is_full()) {
+        let clock = &self.shared.clock;
+        let (last, is_synced) = (Cell::new(clock.monotonic()), Cell::new(true));
+        let meanwhile = || {
+            let now = clock.monotonic();
+            if is_synced.get() && now.saturating_sub(last.get()) >= every {
+                last.set(now);
+                self.look_at_space();
+                is_synced.set(self.sync_mark());
+            }
+        };
+        let disk_is_full = self.shared.mode.is_full();
+        match self.shared.segments.prepare(disk_is_full, &meanwhile) {
             Ok(true) => {}
             // All are in use: a flush frees some.
             Ok(false) => self.shared.checkpointer.wake(),
@@ -70,6 +84,7 @@ impl Housekeeper {
                 self.shared.checkpointer.wake();
             }
         }
+        is_synced.get()
     }
 
     /// Uses the reserve when the disk is full.

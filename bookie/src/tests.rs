@@ -7,6 +7,7 @@ mod damage;
 mod ends;
 mod files;
 mod full;
+mod marks;
 mod memory;
 mod presence;
 mod rot;

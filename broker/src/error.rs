@@ -262,6 +262,14 @@ impl BrokerError {
         ApiError::from(self.clone()).kind.is_retryable()
     }
 
+    /// A topic has ended before it answered a request that it may have carried out.
+    pub(crate) fn unknown_outcome() -> BrokerError {
+        let text = "the topic was unloaded before the outcome was known";
+        let error = ApiError::new(ErrorKind::Unavailable, text)
+            .advise("look whether it was done, then try again");
+        BrokerError::Api(error.outcome(Outcome::Unknown))
+    }
+
     /// The same for a request that creates something: waiting for space in metadata does not help
     /// it.
     pub(crate) fn of_creation(self) -> BrokerError {

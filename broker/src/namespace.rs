@@ -218,6 +218,26 @@ impl Namespaces {
         }
     }
 
+    /// Holds as long as something may be given to tokens of a tenant, which may not be there yet:
+    /// what its deletion has looked for already would stay for the next of its name.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when it is being deleted.
+    pub(crate) async fn taking_grantees(
+        &self,
+        tenant: Option<&str>,
+    ) -> Result<Vec<Guard>, BrokerError> {
+        // What is no name of a tenant has no tokens.
+        let tenant = tenant.filter(|tenant| NamespaceName::new(tenant, DEFAULT_NAMESPACE).is_ok());
+        match (self.taking_access(tenant).await, tenant) {
+            (Err(BrokerError::NotFound { .. }), Some(tenant)) => Ok(vec![Guard {
+                key: keys::tenant(tenant),
+                expect: Expect::Absent,
+            }]),
+            (taken, _) => taken,
+        }
+    }
+
     /// Whether a namespace is there and takes something in; an error when it is being deleted.
     ///
     /// # Errors

@@ -276,9 +276,30 @@ impl Topics {
             }
             handle.wait_ended().await;
         }
-        Err(BrokerError::Unloading(
-            "the topic is being unloaded again and again".to_owned(),
-        ))
+        Err(unloading_again())
+    }
+
+    /// The same for a change that must not be made twice: it is not asked for again once the topic
+    /// may have begun with it.
+    pub(crate) async fn ask_once<T, F>(
+        self: &Arc<Self>,
+        name: &TopicName,
+        create: &Create,
+        request: F,
+    ) -> Result<T, BrokerError>
+    where
+        F: Fn(oneshot::Sender<Result<T, BrokerError>>) -> Event,
+    {
+        for _ in 0..ATTEMPTS_MAX {
+            let handle = self.get(name, create).await?;
+            let (reply, answer) = oneshot::channel();
+            if handle.mailbox.send(request(reply)).await.is_ok() {
+                let answered = answer.await;
+                return answered.unwrap_or_else(|_| Err(BrokerError::unknown_outcome()));
+            }
+            handle.wait_ended().await;
+        }
+        Err(unloading_again())
     }
 
     /// Makes a topic's object go away and keeps it away until the guard is dropped.
@@ -444,6 +465,10 @@ impl Topics {
     pub(crate) fn shared(&self) -> &Arc<Context> {
         &self.shared
     }
+}
+
+fn unloading_again() -> BrokerError {
+    BrokerError::Unloading("the topic is being unloaded again and again".to_owned())
 }
 
 async fn create_first(

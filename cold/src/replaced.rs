@@ -5,7 +5,8 @@
 //!
 //! Invariants:
 //! - A note is written before the ledger names the other object: none is missing.
-//! - A note counts only where its object is there: the attempt may have been given up after it.
+//! - A note counts only where its object is there: the attempt may have been given up after it. Of
+//!   several the newest counts: those before came to no end.
 
 use std::collections::BTreeMap;
 
@@ -73,7 +74,8 @@ pub async fn forget(store: &dyn ColdStore, cluster: &str, damaged: AttemptId) ->
 #[derive(Debug, Default)]
 pub struct Replaced {
     cluster: String,
-    by: BTreeMap<AttemptId, Vec<AttemptId>>,
+    /// With each, when its note was written, oldest first.
+    by: BTreeMap<AttemptId, Vec<(u64, AttemptId)>>,
 }
 
 impl Replaced {
@@ -91,6 +93,9 @@ impl Replaced {
         loop {
             let page = store.list(&below, after.as_deref(), PAGE).await?;
             let Some(last) = page.last() else {
+                for notes in found.by.values_mut() {
+                    notes.sort_unstable();
+                }
                 return Ok(found);
             };
             after = Some(last.name.clone());
@@ -101,6 +106,7 @@ impl Replaced {
                     Some((damaged.parse().ok()?, attempt.parse().ok()?))
                 });
                 if let Some((damaged, attempt)) = ids {
+                    let attempt = (note.modified_ms, attempt);
                     found.by.entry(damaged).or_default().push(attempt);
                 }
             }
@@ -161,7 +167,7 @@ impl Replaced {
         store: &dyn ColdStore,
         damaged: AttemptId,
     ) -> ColdResult<Option<(AttemptId, v1::OffloadRecord)>> {
-        for attempt in self.by.get(&damaged).into_iter().flatten() {
+        for (_, attempt) in self.by.get(&damaged).into_iter().flatten().rev() {
             let name = name_of(&self.cluster, damaged, *attempt);
             let wrong = |error: &FormatError| ColdError::damaged(&name, error);
             let size = store.size(&name).await?;

@@ -7,6 +7,7 @@
 //! give up: l/ID → not offloaded   − oc/A + od/A
 //! drop:    l/ID → copies going    + g/ID (the intent that all bookies delete it)
 //! deletion of the ledger ends: − l/ID − oc/A + od/A
+//! restore: + l/ID Stored A        − oc/A − od/A
 //! ```
 //!
 //! Each line is one transaction. So an object that exists is named by `oc/`, by `od/`, or by the
@@ -360,6 +361,41 @@ pub(crate) async fn condemned(
             vec![forget, planned.given_up().put()]
         }
     })
+}
+
+/// What goes with the record of a ledger that a backup brings back: its object is neither to be
+/// deleted any more nor that of an attempt that may still be given up, and nothing of both has
+/// changed since. `None`: the attempt was given up before a ledger named its object, which may go
+/// at any moment.
+///
+/// # Errors
+/// When metadata cannot be read.
+pub async fn taken_back(
+    store: &dyn MetadataStore,
+    attempt: AttemptId,
+) -> Result<Option<[Operation; 2]>, LedgerError> {
+    // In the order in which one becomes the other.
+    let claim = store.get(&keys::upload(attempt)).await?;
+    let condemned = store.get(&keys::dying_object(attempt)).await?;
+    if let Some(stored) = &condemned
+        && DyingObject::decode(stored)?.until_ms > 0
+    {
+        return Ok(None);
+    }
+    let as_read = |stored: Option<Versioned>| match stored {
+        Some(stored) => Expect::Revision(stored.revision),
+        None => Expect::Absent,
+    };
+    Ok(Some([
+        Operation::Delete {
+            key: keys::upload(attempt),
+            expect: as_read(claim),
+        },
+        Operation::Delete {
+            key: keys::dying_object(attempt),
+            expect: as_read(condemned),
+        },
+    ]))
 }
 
 /// The objects that are being written.

@@ -13,7 +13,9 @@
 //! something, a part alone may have all of that, and what the others leave is lent. Of the reserve
 //! a part may take as much as it leaves of it. So one that holds little gets bytes at once,
 //! whatever the others hold and however many children they have. Children of a part share in the
-//! same way what the part may have.
+//! same way what the part may have. When it has all of that, for instance because others came
+//! later, its children that hold nothing have bytes beyond it, up to a [`BEYOND`]th of the reserve
+//! at a time: children that keep what they have do not stop the others of their part.
 //!
 //! Acquiring waits in first-come order within a child, and in turns of equal bytes between parts,
 //! and between children without a part (`turns.rs`). Children of a part take turns within it. A
@@ -43,6 +45,9 @@ const SHARE_IN_PART: usize = 4;
 const PART_RESERVE: usize = 8;
 /// This part of the root is for small requests of children that hold nothing.
 const RESERVE: usize = 4;
+/// This part of the reserve may be taken beyond what a part may have, by its children that hold
+/// nothing. Small requests may take it from the reserve, others from what is free above that.
+const BEYOND: usize = 4;
 /// A request is small up to this part of the root's capacity.
 const SMALL: usize = 256;
 /// A request that collects leaves this part of the root's capacity free.
@@ -72,6 +77,9 @@ struct Node {
     is_part: bool,
     /// Of a root: parts that hold something. Changed only while the tree is locked.
     parts_in_use: AtomicUsize,
+    /// Of a part: what its children took beyond what it may have, and did not give back. Of a
+    /// child: its own. Changed only while the tree is locked.
+    beyond_bytes: AtomicUsize,
     tree: Arc<Mutex<Tree>>,
 }
 
@@ -106,6 +114,7 @@ impl ByteBudget {
                 parent: None,
                 is_part: false,
                 parts_in_use: AtomicUsize::new(0),
+                beyond_bytes: AtomicUsize::new(0),
                 tree: Arc::new(Mutex::new(Tree {
                     next_id: 1,
                     ..Tree::default()
@@ -138,6 +147,7 @@ impl ByteBudget {
                 parent: Some(Arc::clone(&self.node)),
                 is_part,
                 parts_in_use: AtomicUsize::new(0),
+                beyond_bytes: AtomicUsize::new(0),
                 tree,
             }),
         }
@@ -254,17 +264,34 @@ impl Node {
         let own = self.path().map(Node::free).min().unwrap_or(0);
         let mut parts = self.path().filter(|node| node.is_part);
         let busy = parts.find(|part| part.used() > collected);
-        let is_large = |part: &Node| bytes > part.equal_part() / PART_RESERVE;
         let kept = match (bytes, busy) {
             (bytes, _) if bytes > root.capacity_bytes - root.reserve() => 0,
             // What a part may have is for its children, and one of them may keep it for long.
-            (_, Some(part)) if is_large(part) => root.reserve(),
-            (_, Some(part)) => return own.min(part.room(collected)),
+            (_, Some(part)) if part.is_large(bytes) => root.reserve(),
+            (_, Some(part)) => return own.min(part.room(collected).max(part.room_beyond(bytes))),
             (bytes, None) if bytes <= root.capacity_bytes / SMALL => 0,
             (_, None) => root.reserve() / 2,
         };
         let of_part = busy.map_or(0, |part| part.room(collected));
         own.min(root.free().saturating_sub(kept).max(of_part))
+    }
+
+    /// Whether a request of a child of this part is more than is kept for one that holds nothing.
+    fn is_large(&self, bytes: usize) -> bool {
+        bytes > self.equal_part() / PART_RESERVE
+    }
+
+    /// How much a child of this part that holds nothing may take for a request of `bytes` beyond
+    /// what the part may have.
+    fn room_beyond(&self, bytes: usize) -> usize {
+        let root = self.root();
+        let most = root.reserve() / BEYOND;
+        let kept = match bytes <= root.capacity_bytes / SMALL {
+            true => root.reserve() - most,
+            false => root.reserve(),
+        };
+        let left = most.saturating_sub(self.beyond_bytes.load(Ordering::Relaxed));
+        root.free().saturating_sub(kept).min(left)
     }
 
     /// Of the root.
@@ -283,6 +310,20 @@ impl Node {
         self.path().last().unwrap_or(self)
     }
 
+    /// Takes `bytes` of a request of `wanted`, which has `collected` a part of itself and is within
+    /// its limit. The tree is locked.
+    fn take_for(&self, wanted: usize, collected: usize, bytes: usize) {
+        if let Some(part) = self.path().find(|node| node.is_part) {
+            let is_busy = part.used() > collected && !part.is_large(wanted);
+            if is_busy && bytes > part.room(collected) {
+                for node in [self, part] {
+                    node.beyond_bytes.fetch_add(bytes, Ordering::Relaxed);
+                }
+            }
+        }
+        self.take(bytes);
+    }
+
     /// The tree is locked.
     fn take(&self, bytes: usize) {
         for node in self.path() {
@@ -295,6 +336,14 @@ impl Node {
 
     /// The tree is locked.
     fn give(&self, bytes: usize) {
+        // What was taken beyond the part's share comes back first.
+        let beyond = bytes.min(self.beyond_bytes.load(Ordering::Relaxed));
+        if beyond > 0 && !self.is_part {
+            let counts = |node: &&Node| node.id == self.id || node.is_part;
+            for node in self.path().filter(counts) {
+                node.beyond_bytes.fetch_sub(beyond, Ordering::Relaxed);
+            }
+        }
         for node in self.path() {
             let before = node.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
             if node.is_part && before == bytes && bytes > 0 {
@@ -338,7 +387,7 @@ impl Tree {
     fn try_take(&self, node: &Node, bytes: usize) -> bool {
         let free = !self.turns.has(node.id) && bytes <= node.limit(bytes, 0);
         if free {
-            node.take(bytes);
+            node.take_for(bytes, 0, bytes);
         }
         free
     }
@@ -373,7 +422,8 @@ impl Tree {
     }
 
     /// Grants the oldest request of a node if it fits and up to `paid` bytes pay for it. If it does
-    /// not fit, it may collect, unless another does.
+    /// not fit, it may collect, unless another does. It becomes the one that collects only with
+    /// something to take: one that waits for others of its part would keep all others from it.
     fn visit(
         &mut self,
         node: &Arc<Node>,
@@ -388,9 +438,11 @@ impl Tree {
         let limit = node.limit(waiter.bytes, waiter.have);
         if missing > limit {
             let nothing_else = node.used() == waiter.have;
-            if nothing_else && *self.collector.get_or_insert(ticket) == ticket {
-                let floor = node.root().capacity_bytes / COLLECT_FLOOR;
-                let part = limit.saturating_sub(floor).min(missing);
+            let floor = node.root().capacity_bytes / COLLECT_FLOOR;
+            let part = limit.saturating_sub(floor).min(missing);
+            let may_collect = self.collector.is_none_or(|other| other == ticket);
+            if nothing_else && may_collect && part > 0 {
+                self.collector = Some(ticket);
                 waiter.have += part;
                 node.take(part);
             }
@@ -399,7 +451,7 @@ impl Tree {
         if missing > paid {
             return Visit::Unpaid;
         }
-        node.take(missing);
+        node.take_for(waiter.bytes, waiter.have, missing);
         waiter.have = waiter.bytes;
         waiter.granted = true;
         if self.collector == Some(ticket) {

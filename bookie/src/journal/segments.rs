@@ -192,8 +192,8 @@ impl Segments {
     }
 
     /// Prepares the next segment when none is prepared and one more is allowed. On a full disk two
-    /// must do: the room has better uses.
-    pub fn prepare(&self, disk_is_full: bool) -> io::Result<bool> {
+    /// must do: the room has better uses. `meanwhile` is called after each piece but the last.
+    pub fn prepare(&self, disk_is_full: bool, meanwhile: &dyn Fn()) -> io::Result<bool> {
         {
             let mut state = self.state.lock();
             if !state.rotation.needs_spare() {
@@ -206,7 +206,10 @@ impl Segments {
             }
         }
         let bytes = self.segment_bytes;
-        self.create_with(bytes, &|done| self.pause(done, bytes))?;
+        self.create_with(bytes, &|done| {
+            self.pause(done, bytes);
+            meanwhile();
+        })?;
         Ok(true)
     }
 
@@ -339,7 +342,7 @@ mod tests {
         assert!(has_time(256 << 10));
         assert!(segments.roll(1, Duration::ZERO).is_none());
         assert!(!has_time(1 << 19), "it is waited for");
-        assert!(segments.prepare(false).unwrap());
+        assert!(segments.prepare(false, &|| ()).unwrap());
         segments.roll(1, Duration::ZERO).unwrap();
         assert!(has_time(1));
         segments.hurry();

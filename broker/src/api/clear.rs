@@ -36,6 +36,10 @@ impl Broker {
             to.incarnation = Some(door.incarnation);
         }
         let clear = |reply| Pull::Clear(Box::new(to.clone()), reply).event();
-        self.topics.ask(topic, &Create::Never, clear).await
+        match to.dry_run {
+            true => self.topics.ask(topic, &Create::Never, clear).await,
+            // A second time it would give up what has come since.
+            false => self.topics.ask_once(topic, &Create::Never, clear).await,
+        }
     }
 }

@@ -4,6 +4,10 @@
 //! asked asks the owners of the partitions. Each partition is changed as a whole or not at all, and
 //! a repeated request finishes what another began: where the subscription is as requested already,
 //! nothing happens. So a failure names the partitions that were changed, and nothing is undone.
+//!
+//! A change that would do more when it is made a second time (it would give up messages that have
+//! come since, or delete a subscription that was created again) is not repeated here once it may
+//! have been made: the caller is told that its outcome is unknown.
 
 use std::time::Duration;
 
@@ -49,6 +53,16 @@ impl Change<'_> {
             Change::Create(..) => Some(ErrorKind::AlreadyExists),
             Change::Delete { .. } => Some(ErrorKind::NotFound),
             Change::Seek(_) | Change::Clear(_) => None,
+        }
+    }
+
+    /// Whether it does no more when it is made a second time, however much later.
+    fn may_be_repeated(self) -> bool {
+        match self {
+            Change::Create(..) => true,
+            Change::Seek(place) => place != Place::Latest,
+            Change::Clear(clear) => clear.dry_run,
+            Change::Delete { .. } => false,
         }
     }
 
@@ -191,19 +205,38 @@ impl Broker {
                 changed => changed.map_err(ApiError::from),
             };
             match changed {
-                Err(error) if error.kind.is_retryable() && attempt < ATTEMPTS_MAX => {
+                Err(error)
+                    if error.kind.is_retryable()
+                        && attempt < ATTEMPTS_MAX
+                        && (error.outcome == Outcome::NotApplied || change.may_be_repeated()) =>
+                {
                     tracing::debug!(%topic, %error, "subscription is not changed, trying again");
                     may_be_done |= error.outcome != Outcome::NotApplied;
                 }
                 // An earlier attempt, whose answer was lost, has done it.
                 Err(error) if may_be_done && Some(error.kind) == change.is_met_by() => {
-                    return Ok(Index(0));
+                    return self.begin_of(topic, subscription).await;
                 }
                 changed => return changed.map_err(last_word),
             }
             attempt += 1;
             clock::sleep(self.shared.rng.jitter(pause)).await;
             pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// Where a subscription begins that an attempt has created whose answer was lost.
+    async fn begin_of(
+        &self,
+        topic: &TopicName,
+        subscription: &SubscriptionName,
+    ) -> Result<Index, ApiError> {
+        let stats = self.stats_of(topic, Reach::Anywhere).await?;
+        let mut all = stats.subscriptions.iter();
+        let found = all.find(|found| found.durable && found.name == subscription.as_str());
+        match found {
+            Some(found) => Ok(found.mark_delete),
+            None => Err(BrokerError::no_subscription(subscription).into()),
         }
     }
 
@@ -230,7 +263,7 @@ impl Broker {
                     force,
                     reply,
                 };
-                let deleted = self.topics.ask(topic, create, event).await;
+                let deleted = self.topics.ask_once(topic, create, event).await;
                 deleted.map(|()| Index(0))
             }
             Change::Seek(place) => {
@@ -239,7 +272,10 @@ impl Broker {
                     place,
                     reply,
                 };
-                self.topics.ask(topic, create, event).await
+                match change.may_be_repeated() {
+                    true => self.topics.ask(topic, create, event).await,
+                    false => self.topics.ask_once(topic, create, event).await,
+                }
             }
             Change::Clear(clear) => self.clear_here(topic, subscription, clear).await.map(Index),
         }

@@ -6,8 +6,11 @@
 //! are. A broker that has lost its lease keeps its share too, and the others divide it among
 //! themselves once they have not seen the broker for a while; for as long as it goes on to serve
 //! until it is fenced, more than the limit may pass.
+//!
+//! There may be as many rates as tenants and namespaces: a record is decoded once, several are
+//! written at once, and other tasks have their turn in between.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +24,7 @@ use aquifer_model::policy::PolicyScope;
 use aquifer_model::policy::rate::Rate;
 use aquifer_proto::v1::{RateClaim, RateSharesRecord};
 use aquifer_runtime::clock;
+use futures::StreamExt;
 
 use crate::bundle::ownership::Cluster;
 use crate::context::Context;
@@ -35,6 +39,10 @@ const PERIOD: Duration = Duration::from_millis(1_000);
 const LOOK_MIN: Duration = Duration::from_millis(100);
 /// Rates that may be divided.
 const RATES_MAX: usize = 100_000;
+/// Rates that are looked at before other tasks have their turn.
+const CHUNK_RATES: usize = 256;
+/// Records that are written at once.
+const WRITES_AT_ONCE: usize = 16;
 /// A broker that is not announced for this time, beyond its lease, has no claim.
 const ABSENT: Duration = Duration::from_secs(5);
 
@@ -57,6 +65,9 @@ pub(crate) fn start(shared: &Arc<Context>) {
 struct Dividing {
     shared: Arc<Context>,
     cache: PrefixCache,
+    /// What the records say, by key, and up to where that is current.
+    records: HashMap<String, Known>,
+    seen: Option<Revision>,
     /// The rates that this broker uses.
     used: HashMap<PolicyScope, Used>,
     /// Brokers with claims that are not announced, and since when.
@@ -71,6 +82,23 @@ struct Used {
     written: Revision,
 }
 
+/// A record as it was read last.
+struct Known {
+    revision: Revision,
+    scope: Option<PolicyScope>,
+    /// What brokers claim; nothing when the record cannot be read.
+    claims: Option<Vec<(BrokerId, [Claim; 2])>>,
+}
+
+/// A record that is to be written.
+struct Change {
+    scope: PolicyScope,
+    expect: Expect,
+    both: Both,
+    /// What this broker has with it.
+    claimed: Option<(Arc<SharedRates>, [u32; 2])>,
+}
+
 /// The claims of a record: of publishing, and of dispatch.
 type Both = [Claims; 2];
 
@@ -81,6 +109,8 @@ impl Dividing {
         Dividing {
             cache: PrefixCache::start(store, prefix, RATES_MAX, rng, &shared.tasks),
             shared,
+            records: HashMap::new(),
+            seen: None,
             used: HashMap::new(),
             absent: HashMap::new(),
         }
@@ -92,9 +122,15 @@ impl Dividing {
         loop {
             let shared = Arc::clone(&self.shared);
             let limited = shared.aggregates.limited();
+            self.read().await;
             self.note_absent();
-            for (scope, rates) in &limited {
-                self.divide(scope, rates).await;
+            for some in limited.chunks(CHUNK_RATES) {
+                let mut due = Vec::new();
+                for (scope, rates) in some {
+                    due.extend(self.divide(scope, rates));
+                }
+                self.write(due).await;
+                tokio::task::yield_now().await;
             }
             self.give_back(&limited).await;
             clock::sleep(LOOK_MIN).await;
@@ -104,8 +140,28 @@ impl Dividing {
         }
     }
 
-    /// Claims what is fair of one rate.
-    async fn divide(&mut self, scope: &PolicyScope, rates: &SharedRates) {
+    /// Reads the records that have changed.
+    async fn read(&mut self) {
+        // Asked first: what is read is not older.
+        let seen = *self.cache.changes().borrow();
+        if seen == self.seen {
+            return;
+        }
+        let mut before = std::mem::take(&mut self.records);
+        for (number, stored) in self.cache.items().into_iter().enumerate() {
+            let known = before.remove(&stored.key);
+            let known = known.filter(|known| known.revision == stored.revision);
+            let known = known.unwrap_or_else(|| Known::read(&stored));
+            self.records.insert(stored.key, known);
+            if number % CHUNK_RATES == CHUNK_RATES - 1 {
+                tokio::task::yield_now().await;
+            }
+        }
+        self.seen = seen;
+    }
+
+    /// Claims what is fair of one rate. Answers what is to be written for that.
+    fn divide(&mut self, scope: &PolicyScope, rates: &Arc<SharedRates>) -> Option<Change> {
         let now = self.shared.clock.monotonic();
         let used = self.used.entry(scope.clone()).or_insert_with(|| Used {
             measured: now,
@@ -123,18 +179,13 @@ impl Dividing {
             }
         }
         let (demands, written) = (used.demands, used.written);
-        let stored = self.cache.get(&keys::rate_shares(scope));
-        // Not older than what this broker has written itself.
-        if stored
-            .as_ref()
-            .map_or(Revision(0), |stored| stored.revision)
-            < written
-        {
-            return;
+        // What was read is not older than what this broker has written itself. A record that is
+        // gone since has no revision: it is what was read of all that must not be behind.
+        if self.seen.is_none_or(|seen| seen < written) {
+            return None;
         }
-        let Some(mut both) = self.claims(stored.as_ref()) else {
-            return;
-        };
+        let known = self.records.get(&keys::rate_shares(scope));
+        let mut both = self.claims(known)?;
         let me = self.shared.id;
         let mut is_changed = false;
         for (claims, demand) in both.iter_mut().zip(demands) {
@@ -150,31 +201,28 @@ impl Dividing {
         rates.claim(less, now, brokers);
         if !is_changed {
             rates.claim(claimed, now, brokers);
-            return;
+            return None;
         }
-        if let Some(revision) = self.write(scope, stored.as_ref(), &both).await {
-            rates.claim(claimed, self.shared.clock.monotonic(), brokers);
-            if let Some(used) = self.used.get_mut(scope) {
-                used.written = revision;
-            }
-        }
+        Some(Change {
+            scope: scope.clone(),
+            expect: known.map_or(Expect::Absent, |known| Expect::Revision(known.revision)),
+            both,
+            claimed: Some((Arc::clone(rates), claimed)),
+        })
     }
 
     /// Gives up what this broker has of rates that it does not use any more.
     async fn give_back(&mut self, limited: &[(PolicyScope, Arc<SharedRates>)]) {
-        let is_used = |scope: &PolicyScope| limited.iter().any(|(used, _)| used == scope);
-        let unused: Vec<PolicyScope> = self
-            .cache
-            .items()
-            .iter()
-            .filter_map(|stored| match stored.key.parse() {
-                Ok(Key::RateShares(scope)) if !is_used(&scope) => Some(scope),
-                _ => None,
-            })
-            .collect();
-        for scope in unused {
-            let stored = self.cache.get(&keys::rate_shares(&scope));
-            let Some(mut both) = self.claims(stored.as_ref()) else {
+        let used: HashSet<&PolicyScope> = limited.iter().map(|(scope, _)| scope).collect();
+        let mut changes = Vec::new();
+        for (number, known) in self.records.values().enumerate() {
+            if number % CHUNK_RATES == CHUNK_RATES - 1 {
+                tokio::task::yield_now().await;
+            }
+            let Some(scope) = known.scope.as_ref().filter(|scope| !used.contains(scope)) else {
+                continue;
+            };
+            let Some(mut both) = self.claims(Some(known)) else {
                 continue;
             };
             let mut is_changed = false;
@@ -184,43 +232,36 @@ impl Dividing {
             // One of brokers that are gone is of use to no other.
             is_changed |= both.iter().all(BTreeMap::is_empty);
             if is_changed {
-                self.write(&scope, stored.as_ref(), &both).await;
+                changes.push(Change {
+                    scope: scope.clone(),
+                    expect: Expect::Revision(known.revision),
+                    both,
+                    claimed: None,
+                });
             }
         }
-        self.used.retain(|scope, _| is_used(scope));
+        self.used.retain(|scope, _| used.contains(scope));
+        self.write(changes).await;
     }
 
     /// The claims of a record, without those of brokers that are gone; nothing when the record
     /// cannot be read.
-    fn claims(&self, stored: Option<&Versioned>) -> Option<Both> {
+    fn claims(&self, known: Option<&Known>) -> Option<Both> {
         let mut both = Both::default();
-        let Some(stored) = stored else {
+        let Some(known) = known else {
             return Some(both);
         };
-        let record: RateSharesRecord = match record::decode(stored) {
-            Ok(record) => record,
-            Err(error) => {
-                tracing::error!(key = stored.key, %error, "shares of a rate cannot be read");
-                return None;
-            }
-        };
+        let all = known.claims.as_ref()?;
         let now = self.shared.clock.monotonic();
         let cluster = self.shared.ownership.cluster()?;
         let patience = cluster.members.lease_time() + ABSENT;
-        for claim in record.claims {
-            let Ok(broker) = BrokerId::try_from(claim.broker.as_ref()) else {
-                continue;
-            };
-            let since = self.absent.get(&broker);
+        for (broker, of_broker) in all {
+            let since = self.absent.get(broker);
             if since.is_some_and(|since| now.saturating_sub(*since) >= patience) {
                 continue;
             }
-            let shares = [
-                (claim.publish_share, claim.publish_demand),
-                (claim.dispatch_share, claim.dispatch_demand),
-            ];
-            for (claims, (share, demand)) in both.iter_mut().zip(shares) {
-                claims.insert(broker, Claim { share, demand });
+            for (claims, claim) in both.iter_mut().zip(of_broker) {
+                claims.insert(*broker, *claim);
             }
         }
         Some(both)
@@ -232,60 +273,108 @@ impl Dividing {
             return;
         };
         let now = self.shared.clock.monotonic();
-        let present: Vec<BrokerId> = members.all().iter().map(|member| member.id).collect();
+        let present: HashSet<BrokerId> = members.all().iter().map(|member| member.id).collect();
         let is_absent = |broker: &BrokerId| *broker != self.shared.id && !present.contains(broker);
         let mut absent = HashMap::new();
-        for stored in self.cache.items() {
-            let Ok(record) = record::decode::<RateSharesRecord>(&stored) else {
-                continue;
-            };
-            for claim in record.claims {
-                if let Ok(broker) = BrokerId::try_from(claim.broker.as_ref())
-                    && is_absent(&broker)
-                {
-                    let since = self.absent.get(&broker).copied().unwrap_or(now);
-                    absent.insert(broker, since);
-                }
+        let claims = self
+            .records
+            .values()
+            .filter_map(|known| known.claims.as_ref());
+        for (broker, _) in claims.flatten() {
+            if is_absent(broker) {
+                let since = self.absent.get(broker).copied().unwrap_or(now);
+                absent.insert(*broker, since);
             }
         }
         self.absent = absent;
     }
 
-    /// Writes a record over the one that was read. Answers at which revision, if that is certain.
-    async fn write(
-        &self,
-        scope: &PolicyScope,
-        stored: Option<&Versioned>,
-        both: &Both,
-    ) -> Option<Revision> {
-        let store = self.shared.ownership.store();
-        let (key, partition) = (keys::rate_shares(scope), keys::partition_of_policies(scope));
-        let expect = stored.map_or(Expect::Absent, |stored| Expect::Revision(stored.revision));
-        let record = record_of(both);
-        let operation = match record.claims.is_empty() {
-            true => Operation::Delete {
-                key: key.clone(),
-                expect,
-            },
-            false => Operation::Put {
-                key: key.clone(),
-                value: record::encode(record),
-                expect,
-            },
+    /// Writes records, several at once, and uses what this broker has with them.
+    async fn write(&mut self, changes: Vec<Change>) {
+        let shared = Arc::clone(&self.shared);
+        let writing = futures::stream::iter(changes).map(|change| {
+            let shared = &shared;
+            async move { (written(shared, &change).await, change) }
+        });
+        let mut writing = writing.buffer_unordered(WRITES_AT_ONCE);
+        while let Some((revision, change)) = writing.next().await {
+            let (Some(revision), Some((rates, claimed))) = (revision, change.claimed) else {
+                continue;
+            };
+            rates.claim(claimed, shared.clock.monotonic(), serving(&shared));
+            if let Some(used) = self.used.get_mut(&change.scope) {
+                used.written = revision;
+            }
+        }
+    }
+}
+
+impl Known {
+    fn read(stored: &Versioned) -> Known {
+        let scope = match stored.key.parse() {
+            Ok(Key::RateShares(scope)) => Some(scope),
+            _ => None,
         };
-        let transaction = Transaction {
-            partition,
-            guards: Vec::new(),
-            operations: vec![operation],
-        };
-        match store.commit(transaction).await {
-            Ok(revision) => Some(revision),
-            // Another broker was first: its record is seen next.
-            Err(MetadataError::Conflict { .. }) => None,
+        let claims = match record::decode::<RateSharesRecord>(stored) {
+            Ok(record) => Some(record.claims.iter().filter_map(claim_of).collect()),
             Err(error) => {
-                tracing::debug!(%key, %error, "a share of a rate is not claimed now");
+                tracing::error!(key = stored.key, %error, "shares of a rate cannot be read");
                 None
             }
+        };
+        Known {
+            revision: stored.revision,
+            scope,
+            claims,
+        }
+    }
+}
+
+fn claim_of(claim: &RateClaim) -> Option<(BrokerId, [Claim; 2])> {
+    let broker = BrokerId::try_from(claim.broker.as_ref()).ok()?;
+    let shares = [
+        (claim.publish_share, claim.publish_demand),
+        (claim.dispatch_share, claim.dispatch_demand),
+    ];
+    Some((
+        broker,
+        shares.map(|(share, demand)| Claim { share, demand }),
+    ))
+}
+
+/// Writes a record over the one that was read. Answers at which revision, if that is certain.
+async fn written(shared: &Context, change: &Change) -> Option<Revision> {
+    let Change {
+        scope,
+        expect,
+        both,
+        ..
+    } = change;
+    let (key, expect) = (keys::rate_shares(scope), *expect);
+    let record = record_of(both);
+    let operation = match record.claims.is_empty() {
+        true => Operation::Delete {
+            key: key.clone(),
+            expect,
+        },
+        false => Operation::Put {
+            key: key.clone(),
+            value: record::encode(record),
+            expect,
+        },
+    };
+    let transaction = Transaction {
+        partition: keys::partition_of_policies(scope),
+        guards: Vec::new(),
+        operations: vec![operation],
+    };
+    match shared.ownership.store().commit(transaction).await {
+        Ok(revision) => Some(revision),
+        // Another broker was first: its record is seen next.
+        Err(MetadataError::Conflict { .. }) => None,
+        Err(error) => {
+            tracing::debug!(%key, %error, "a share of a rate is not claimed now");
+            None
         }
     }
 }

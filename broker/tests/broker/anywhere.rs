@@ -1,6 +1,8 @@
 //! Topics that another broker serves, asked for by callers that cannot go there: whichever broker
 //! is asked has the owner answer. Callers that can are told where.
 
+use std::sync::Arc;
+
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_model::subscription::Properties;
@@ -8,8 +10,9 @@ use aquifer_model::topic::SubscriptionName;
 use aquifer_protocol_api::admin::{Admin, Clear, Deletion, PageRequest, TopicContent};
 use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::context::RequestContext;
-use aquifer_protocol_api::error::ErrorKind;
+use aquifer_protocol_api::error::{ApiResult, ErrorKind, Outcome};
 use aquifer_protocol_api::operator::Operator;
+use tokio::sync::Barrier;
 
 use crate::cluster::{Cluster, Member};
 use crate::partitions::several;
@@ -112,6 +115,96 @@ async fn whichever_broker_is_asked_does_it() {
         elsewhere > 0,
         "every topic is served by the first that is asked"
     );
+}
+
+/// A topic that the second of two brokers serves.
+async fn served_there(members: &[Member]) -> String {
+    let context = ctx();
+    for number in 0..100 {
+        let topic = format!("there-{number}");
+        let broker = &members[1].broker;
+        let created = broker.create_topic(&context, name(&topic), 0).await;
+        if kind(&created) != Some(ErrorKind::Redirect) {
+            created.unwrap();
+            return topic;
+        }
+    }
+    panic!("the second broker serves no topic");
+}
+
+/// The answer to a change that another broker makes; that broker's own gets lost, after something
+/// else was done.
+async fn without_answer<T>(
+    cluster: &Cluster,
+    change: impl Future<Output = ApiResult<T>>,
+    meanwhile: impl Future<Output = ()>,
+) -> ApiResult<T> {
+    let made = Arc::new(Barrier::new(2));
+    *cluster.peers.lost.lock() = Some(Arc::clone(&made));
+    let meanwhile = async {
+        made.wait().await;
+        meanwhile.await;
+        made.wait().await;
+    };
+    let both = async { tokio::join!(change, meanwhile) };
+    soon("an answer", both).await.0
+}
+
+/// What comes after a change that was made is not given up by a second attempt (I4).
+#[tokio::test]
+async fn a_change_whose_answer_is_lost_is_not_made_twice() {
+    let (cluster, members) = several(2).await;
+    let (asked, there, context) = (&members[0].broker, &members[1], stranger());
+    let topic = served_there(&members).await;
+    let named = || name(&topic);
+    let publish = || async { cluster.publish(there, &[topic.clone()]).await };
+    let found = || async {
+        let stats = there.broker.topic_stats(&ctx(), named()).await.unwrap();
+        let all = stats.subscriptions.into_iter();
+        all.map(|s| (s.name, s.backlog_messages))
+            .collect::<Vec<_>>()
+    };
+    let one_left = vec![("s".to_owned(), 1)];
+    publish().await;
+    publish().await;
+
+    // It is told where it begins although the answer was lost.
+    let created =
+        asked.create_subscription(&context, named(), s(), Place::Latest, Properties::new());
+    let created = without_answer(&cluster, created, publish()).await;
+    assert_eq!(created, Ok(Index(2)));
+    assert_eq!(found().await, one_left);
+
+    let cleared = asked.clear_subscription(&context, named(), s(), ALL);
+    let error = without_answer(&cluster, cleared, publish()).await;
+    let error = error.expect_err("its outcome is unknown");
+    assert_eq!(
+        (error.kind, error.outcome),
+        (ErrorKind::Unavailable, Outcome::Unknown)
+    );
+    assert_eq!(found().await, one_left);
+
+    let moved = asked.seek_subscription(&context, named(), s(), Place::Latest);
+    let moved = without_answer(&cluster, moved, publish()).await;
+    assert_eq!(kind(&moved), Some(ErrorKind::Unavailable));
+    assert_eq!(found().await, one_left);
+    // One to a place that stays the same is made again.
+    let moved = asked.seek_subscription(&context, named(), s(), Place::Index(Index(4)));
+    let moved = without_answer(&cluster, moved, publish()).await;
+    assert_eq!(moved, Ok(Index(4)));
+
+    let deleted = asked.delete_subscription(&context, named(), s(), true);
+    let again = async {
+        let (context, place) = (ctx(), Place::Index(Index(5)));
+        let created =
+            there
+                .broker
+                .create_subscription(&context, named(), s(), place, Properties::new());
+        created.await.unwrap();
+    };
+    let deleted = without_answer(&cluster, deleted, again).await;
+    assert_eq!(kind(&deleted), Some(ErrorKind::Unavailable));
+    assert_eq!(found().await, one_left);
 }
 
 #[tokio::test]

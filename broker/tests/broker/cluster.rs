@@ -28,7 +28,7 @@ use aquifer_model::topic::{SubscriptionName, TopicName};
 use aquifer_protocol_api::admin::{Admin, Clear, Deletion, Peeked, SubscriptionReset};
 use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::data_plane::DataPlane;
-use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind};
+use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind, Outcome};
 use aquifer_protocol_api::operator::Operator;
 use aquifer_protocol_api::producer::{OpenProducer, ProducerSession, PublishFrame};
 use aquifer_protocol_api::security::{AuditPage, ReadAudit, Security};
@@ -39,7 +39,7 @@ use aquifer_runtime::task::TaskGroup;
 use aquifer_runtime::telemetry::Telemetry;
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Barrier, watch};
 
 use crate::support::{batch, ctx, default_namespace, eventually, name, open, soon};
 
@@ -49,12 +49,27 @@ const TTL: Duration = Duration::from_secs(6);
 #[derive(Default)]
 pub struct Reports {
     pub brokers: Mutex<HashMap<String, Weak<Broker>>>,
+    /// The answer of the next change of a subscription gets lost. It is waited for once when the
+    /// change is made, and once before the failure is told.
+    pub lost: Mutex<Option<Arc<Barrier>>>,
 }
 
 impl Reports {
     fn at(&self, url: &str) -> ApiResult<Arc<Broker>> {
         let found = self.brokers.lock().get(url).and_then(Weak::upgrade);
         found.ok_or_else(|| ApiError::new(ErrorKind::Unavailable, format!("nobody is at {url}")))
+    }
+
+    async fn answer<T>(&self, answer: ApiResult<T>) -> ApiResult<T> {
+        let lost = self.lost.lock().take();
+        let Some(lost) = lost else {
+            return answer;
+        };
+        answer?;
+        lost.wait().await;
+        lost.wait().await;
+        let error = ApiError::new(ErrorKind::Unavailable, "the answer was lost");
+        Err(error.outcome(Outcome::Unknown))
     }
 }
 
@@ -145,7 +160,7 @@ impl Peers for Reports {
         let (broker, context) = (self.at(url)?, ctx());
         let (topic, name, properties) = (topic.clone(), name.clone(), properties.clone());
         let created = broker.create_subscription(&context, topic, name, place, properties);
-        created.await
+        self.answer(created.await).await
     }
 
     async fn delete_subscription(
@@ -157,7 +172,7 @@ impl Peers for Reports {
     ) -> ApiResult<()> {
         let (broker, context) = (self.at(url)?, ctx());
         let deleted = broker.delete_subscription(&context, topic.clone(), name.clone(), force);
-        deleted.await
+        self.answer(deleted.await).await
     }
 
     async fn seek_subscription(
@@ -169,7 +184,7 @@ impl Peers for Reports {
     ) -> ApiResult<Index> {
         let (broker, context) = (self.at(url)?, ctx());
         let moved = broker.seek_subscription(&context, topic.clone(), name.clone(), place);
-        moved.await
+        self.answer(moved.await).await
     }
 
     async fn append(&self, url: &str, _topic: &TopicName, _lines: &Lines) -> ApiResult<()> {
@@ -190,7 +205,7 @@ impl Peers for Reports {
     ) -> ApiResult<u64> {
         let (broker, context) = (self.at(url)?, ctx());
         let cleared = broker.clear_subscription(&context, topic.clone(), name.clone(), clear);
-        cleared.await
+        self.answer(cleared.await).await
     }
 }
 

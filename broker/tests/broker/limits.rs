@@ -6,9 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use aquifer_log::testing::TestLogs;
+use aquifer_metadata::keys;
+use aquifer_metadata::store::{Expect, Operation, Transaction};
 use aquifer_model::id::Index;
 use aquifer_model::policy::rate::{AggregateRate, Rate};
 use aquifer_model::policy::{Policies, PolicyName, PolicyScope};
+use aquifer_model::topic::NamespaceName;
 use aquifer_protocol_api::admin::Admin;
 use aquifer_protocol_api::consumer::Held;
 use aquifer_protocol_api::data_plane::DataPlane;
@@ -17,6 +20,7 @@ use aquifer_protocol_api::producer::OpenProducer;
 use aquifer_protocol_api::pull::{Append, Read, ReadLimits};
 use aquifer_runtime::task::{TaskGroup, TaskHandle};
 
+use crate::cluster::{self, Cluster, HeldStore};
 use crate::policies::{here, of_topic, set, unset};
 use crate::support::{Harness, Producer, batch, ctx, eventually, name, open, soon, until};
 
@@ -228,14 +232,7 @@ async fn a_tenant_has_a_rate_for_all_its_topics() {
         created.await.unwrap();
     }
     let tenant = || PolicyScope::Tenant("acme".to_owned());
-    let aggregate = Policies {
-        aggregate_rate: Some(AggregateRate {
-            publish: rate(1),
-            ..AggregateRate::default()
-        }),
-        ..Policies::default()
-    };
-    set(broker, tenant(), aggregate).await;
+    set(broker, tenant(), aggregate(1)).await;
     harness
         .producer("acme/one/t", "p")
         .await
@@ -247,6 +244,71 @@ async fn a_tenant_has_a_rate_for_all_its_topics() {
     harness.producer("free", "p").await.publish(&["z"]).await;
     unset(broker, tenant(), PolicyName::AggregateRate).await;
     soon("the message that waited", waiting).await.unwrap();
+}
+
+fn aggregate(messages: u64) -> Policies {
+    Policies {
+        aggregate_rate: Some(AggregateRate {
+            publish: rate(messages),
+            ..AggregateRate::default()
+        }),
+        ..Policies::default()
+    }
+}
+
+/// A broker whose claim another one has removed, since it was not announced for a while, claims its
+/// share again.
+#[tokio::test]
+async fn a_share_whose_record_is_gone_is_claimed_again() {
+    let cluster = Cluster::new(cluster::config(4)).await;
+    let member = cluster.join("alone").await;
+    set(&member.broker, here(), aggregate(1_000)).await;
+    let (_url, _session) = cluster.producer(&member, "orders").await;
+    let key = keys::rate_shares(&here());
+    let record = || async { cluster.store.get(&key).await.unwrap() };
+    let first = eventually("a claim", record).await;
+    let deleted = cluster.store.commit(Transaction {
+        partition: keys::partition_of_policies(&here()),
+        guards: Vec::new(),
+        operations: vec![Operation::Delete {
+            key: key.clone(),
+            expect: Expect::Any,
+        }],
+    });
+    deleted.await.unwrap();
+    let again = eventually("another claim", record).await;
+    assert!(again.revision > first.revision, "{again:?}");
+}
+
+/// What takes long to be written does not hold back what is written of other tenants and
+/// namespaces.
+#[tokio::test]
+async fn shares_of_several_rates_are_claimed_at_once() {
+    const LATER: usize = 3;
+    let cluster = Cluster::new(cluster::config(4)).await;
+    let held = HeldStore::over(&cluster.store);
+    let member = cluster.join_over("alone", Arc::clone(&held) as _).await;
+    let mut sessions = Vec::new();
+    // All others are in use when the first is written.
+    held.hold(Some("rates/public/first"));
+    let later = (0..LATER).map(|number| format!("later-{number}"));
+    for (number, namespace) in std::iter::once("first".to_owned()).chain(later).enumerate() {
+        let namespace: NamespaceName = format!("public/{namespace}").parse().unwrap();
+        let key = keys::rate_shares(&PolicyScope::Namespace(namespace.clone()));
+        assert_eq!(key, format!("rates/{namespace}"));
+        let context = ctx();
+        let created = member
+            .broker
+            .create_namespace(&context, namespace.clone(), aggregate(1_000));
+        created.await.unwrap();
+        sessions.push(cluster.producer(&member, &format!("{namespace}/t")).await);
+        if number == 0 {
+            held.holds(1).await;
+        }
+    }
+    held.hold(Some("rates/public/later"));
+    held.holds(1 + LATER).await;
+    held.hold(None);
 }
 
 /// Requests that stand alone wait like sessions.

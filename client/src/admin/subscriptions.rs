@@ -134,7 +134,11 @@ impl Admin {
             let request = request.clone();
             async move { client.seek_subscription(request).await }
         };
-        let moved = self.call("moving the subscription", true, call).await?;
+        // Made a second time, a move to the end would pass over what has come since.
+        let idempotent = place != Place::Latest;
+        let moved = self
+            .call("moving the subscription", idempotent, call)
+            .await?;
         Ok(Index(moved.index))
     }
 

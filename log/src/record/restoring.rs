@@ -4,7 +4,7 @@
 //! ```text
 //! begin:   restores/T/N/NAME      the record, without ledgers
 //! ledgers: + l/ID …               some at a time, and the record names them from then on; the
-//!                                 older ones move into pages of the topic's new incarnation
+//!          − oc/A − od/A …         older ones move into pages of the topic's new incarnation
 //! cursors: through the ordinary log, over this record
 //! finish:  − restores/T/N/NAME + t/T/N/t/NAME
 //! ```
@@ -19,6 +19,7 @@ use std::sync::Arc;
 use aquifer_ledger::context::LedgerContext;
 use aquifer_ledger::deletion::{self, Intent};
 use aquifer_ledger::ledger_metadata::LedgerInfo;
+use aquifer_ledger::objects;
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::store::{Expect, Guard, Operation, Revision, Until};
 use aquifer_metadata::{keys, record};
@@ -32,9 +33,9 @@ use crate::error::LogError;
 use crate::pages::move_oldest;
 use crate::record::{Current, RecordChange, TopicRecordCell, UNKNOWN_KEY_HASH, decode};
 
-/// Ledgers in one transaction, which writes a page too: each takes a put, a condition, and perhaps
-/// a delete.
-const LEDGERS_PER_CHANGE: usize = 32;
+/// Ledgers in one transaction, which writes a page too: each takes a put, a condition, and two
+/// deletes or conditions for its object.
+const LEDGERS_PER_CHANGE: usize = 24;
 
 /// A ledger that is brought back.
 #[derive(Debug, Clone)]
@@ -132,9 +133,9 @@ impl RestoringTopic {
     /// Writes the ledgers of the topic, oldest first, from the first that is not there yet on.
     ///
     /// # Errors
-    /// [`LogError::Unavailable`] when a ledger of an id is still being deleted;
-    /// [`LogError::Invalid`] when another ledger has one of the ids; when metadata cannot be
-    /// changed.
+    /// [`LogError::Unavailable`] when a ledger of an id is still being deleted, or an object that
+    /// no ledger has named; [`LogError::Invalid`] when another ledger has one of the ids; when
+    /// metadata cannot be changed.
     pub async fn put_ledgers(&self, ledgers: &[RestoredLedger]) -> Result<(), LogError> {
         let (_, done) = self.cell.all_segments().await?;
         let wanted = ledgers.iter().map(|ledger| &ledger.segment);
@@ -170,6 +171,9 @@ impl RestoringTopic {
                     let what = format!("{key}: a copy is being deleted: restore again in a minute");
                     return Err(LogError::Unavailable(what));
                 }
+                RecordChange::Refused(LogError::Metadata(MetadataError::Conflict {
+                    key, ..
+                })) if is_of_object(&key) => return Err(object_goes(&key)),
                 RecordChange::Refused(error) | RecordChange::Unknown(error) => return Err(error),
             }
             last = some.last().map(|ledger| ledger.segment.ledger_id);
@@ -190,10 +194,11 @@ impl RestoringTopic {
         };
         let mut operations = vec![info.put(Expect::Absent), no_intent];
         if let Some(offload) = info.offload.as_ref().filter(|_| ledger.is_own) {
-            operations.push(Operation::Delete {
-                key: keys::dying_object(offload.attempt()),
-                expect: Expect::Any,
-            });
+            let attempt = offload.attempt();
+            let Some(taken) = objects::taken_back(store, attempt).await? else {
+                return Err(object_goes(&keys::dying_object(attempt)));
+            };
+            operations.extend(taken);
         }
         Ok(operations)
     }
@@ -308,6 +313,17 @@ async fn being_deleted(ctx: &LedgerContext, intent: &Intent) -> Result<LogError,
         ),
     };
     Ok(LogError::Unavailable(what))
+}
+
+fn is_of_object(key: &str) -> bool {
+    key.starts_with(keys::UPLOADS_PREFIX) || key.starts_with(keys::DYING_OBJECTS_PREFIX)
+}
+
+/// What a restore waits for that finds one of its objects on the way out.
+fn object_goes(key: &str) -> LogError {
+    LogError::Unavailable(format!(
+        "{key}: an object of the topic is being given up or deleted: restore again in a minute"
+    ))
 }
 
 /// Another ledger has the id of one that is restored.

@@ -66,7 +66,7 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     use super::*;
-    use crate::budget::BytePermit;
+    use crate::budget::{BytePermit, SMALL};
 
     const UNITS: usize = 64 * 1024;
     const PIECE: usize = UNITS / 1_024;
@@ -74,11 +74,16 @@ mod tests {
     /// Takes everything that a part gives, in pieces, over a number of topics.
     fn flood(part: &ByteBudget, topics: usize) -> Vec<BytePermit> {
         let topics: Vec<ByteBudget> = (0..topics).map(|_| part.child(usize::MAX)).collect();
+        fill(&topics)
+    }
+
+    /// Takes everything that children get, in pieces.
+    fn fill(children: &[ByteBudget]) -> Vec<BytePermit> {
         let mut held = Vec::new();
         loop {
             let before = held.len();
-            for topic in &topics {
-                held.extend(topic.try_acquire(PIECE));
+            for child in children {
+                held.extend(child.try_acquire(PIECE));
             }
             if held.len() == before {
                 return held;
@@ -144,16 +149,68 @@ mod tests {
         assert!(used[1] * 2 >= used[0] && used[0] * 2 >= used[1], "{used:?}");
     }
 
+    /// Topics that hold nothing have little beyond the share of their tenant: however many they
+    /// are, they leave the share of another.
+    #[test]
+    fn topics_that_hold_nothing_take_no_more_than_their_share_in_the_end() {
+        let root = ByteBudget::new(UNITS);
+        let parts = [root.part(), root.part()];
+        let mut topics: [VecDeque<ByteBudget>; 2] = [(0, 2_000), (1, 2)]
+            .map(|(at, count)| (0..count).map(|_| parts[at].child(usize::MAX)).collect());
+        let mut held: VecDeque<BytePermit> = flood(&parts[0], 2_000).into();
+        for _ in 0..40_000 {
+            held.pop_front();
+            // The one that was first asks first.
+            for topics in &mut topics {
+                for _ in 0..2 {
+                    held.extend(topics[0].try_acquire(PIECE));
+                    topics.rotate_left(1);
+                }
+            }
+        }
+        let used = [parts[0].used_bytes(), parts[1].used_bytes()];
+        assert!(used[1] * 2 >= used[0] && used[0] * 2 >= used[1], "{used:?}");
+    }
+
+    /// A tenant that has more than its share since another came, and keeps it: its subscriptions
+    /// that hold nothing go on while bytes are free, and so does a third tenant (I13).
+    #[test]
+    fn a_part_with_more_than_its_share_goes_on_where_nothing_is_held() {
+        for subscriptions in [3, 20, 100] {
+            let root = ByteBudget::new(UNITS);
+            let [stalled, other, third] = [root.part(), root.part(), root.part()];
+            let fresh = || stalled.child(usize::MAX).child(usize::MAX);
+            let stalling: Vec<ByteBudget> = (0..subscriptions).map(|_| fresh()).collect();
+            let held = fill(&stalling);
+            let byte = other.child(usize::MAX).try_acquire(1);
+            assert!(byte.is_some() && stalled.used_bytes() > UNITS / 2);
+            for bytes in [PIECE, UNITS / SMALL, UNITS / 32] {
+                for turn in 0..100 {
+                    let permit = fresh().try_acquire(bytes);
+                    assert!(
+                        permit.is_some(),
+                        "{subscriptions}, {bytes} bytes, turn {turn}"
+                    );
+                }
+            }
+            // What stalls there too is bounded.
+            let more: Vec<_> = (0..UNITS / PIECE)
+                .map(|_| fresh().try_acquire(PIECE))
+                .collect();
+            assert!(stalled.used_bytes() < UNITS * 3 / 4);
+            assert!(third.child(usize::MAX).try_acquire(UNITS / 16).is_some());
+            drop((held, byte, more));
+            assert_eq!(root.used_bytes(), 0);
+        }
+    }
+
     /// A topic that keeps what it has leaves a share to the others of its tenant.
     #[test]
     fn a_topic_that_gives_nothing_back_leaves_bytes_to_its_tenant() {
         let root = ByteBudget::new(UNITS);
         let part = root.part();
         let [stalled, other] = [part.child(usize::MAX), part.child(usize::MAX)];
-        let fill = |topic: &ByteBudget| -> Vec<BytePermit> {
-            std::iter::from_fn(|| topic.try_acquire(PIECE)).collect()
-        };
-        let held = [fill(&stalled), fill(&other)];
+        let held = [&stalled, &other].map(|topic| fill(std::slice::from_ref(topic)));
         assert!(other.used_bytes() >= UNITS / 16, "{}", other.used_bytes());
         drop(held);
     }

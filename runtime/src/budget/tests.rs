@@ -173,6 +173,40 @@ fn a_large_request_collects_while_small_ones_go_on() {
     assert_eq!(large.used_bytes(), 0);
 }
 
+/// A request that waits for others of its part, which give nothing back, cannot collect. It does
+/// not keep a request of another part from it.
+#[test]
+fn a_request_that_can_collect_nothing_lets_another_collect() {
+    const UNITS: usize = 64 * 1024;
+    const PIECE: usize = UNITS / 1_024;
+    let root = ByteBudget::new(UNITS);
+    let [stalled, busy, third] = [root.part(), root.part(), root.part()];
+    let children: Vec<_> = (0..20).map(|_| stalled.child(UNITS)).collect();
+    let mut held = Vec::new();
+    for child in children.iter().cycle().take(UNITS) {
+        held.extend(child.try_acquire(PIECE));
+    }
+    let stream = busy.child(UNITS);
+    let mut streamed: VecDeque<BytePermit> = VecDeque::new();
+    while let Some(permit) = stream.try_acquire(PIECE) {
+        streamed.push_back(permit);
+    }
+    let mut first = Box::pin(stalled.child(UNITS).acquire(UNITS / 64));
+    assert!(poll(&mut first).is_none(), "its part has all it may have");
+    let mut large = Box::pin(third.child(UNITS).acquire(UNITS / 8));
+    let mut granted = poll(&mut large);
+    let mut turns = 0;
+    while granted.is_none() && turns < 200 {
+        turns += 1;
+        drop(streamed.pop_front());
+        granted = poll(&mut large);
+        // The bytes that came back are taken again.
+        streamed.extend(stream.try_acquire(PIECE));
+    }
+    assert!(turns > 0 && granted.is_some(), "{turns} turns");
+    assert_eq!(third.used_bytes(), UNITS / 8);
+}
+
 #[test]
 fn a_request_that_is_given_up_stands_in_nobodys_way() {
     let root = ByteBudget::new(100);
@@ -291,6 +325,7 @@ proptest! {
         prop_assert_eq!(root.used_bytes(), 0);
         for node in nodes.iter().chain(&tenants) {
             prop_assert_eq!(node.used_bytes(), 0);
+            prop_assert_eq!(node.node.beyond_bytes.load(Ordering::Relaxed), 0);
         }
     }
 }

@@ -53,6 +53,9 @@ impl Guard {
         };
         check_actions(actions, &add.scope).map_err(wrong)?;
         self.check_may_give(ctx, actions, &add.scope)?;
+        let of_token = principal::tenant_of(&add.principal);
+        let elsewhere = of_token.filter(|of| Some(*of) != add.scope.tenant());
+        guards.extend(namespaces.taking_grantees(elsewhere).await?);
         guards.extend(namespaces.taking_access(add.scope.tenant()).await?);
         self.records.check_room(add.scope.tenant())?;
         let now = self.clock.wall_ms();

@@ -3,7 +3,7 @@
 //!
 //! Invariants:
 //! - What went with its tenant does not come back when a tenant of the name is there again: its
-//!   holders lost it on purpose.
+//!   holders lost it on purpose. What holds of a tenant is read before it is asked what went.
 //! - What is here is newer, and is not changed: neither a record of the same id, that of a token
 //!   which was revoked included, nor a token of the same name.
 //! - Nothing is given that the caller may not give: such a one is counted, and left out. So is what
@@ -288,6 +288,7 @@ impl Guard {
         let Ok(scope) = GrantScope::new(&record.tenant, "", "") else {
             return Ok(Outcome::Refused);
         };
+        let taken = taking(namespaces, token.tenant()).await?;
         let is_gone = self.is_forgotten(token.tenant(), record.created_ms).await?;
         if check_unreserved(&record.tenant).is_err() || is_gone {
             return Ok(Outcome::Refused);
@@ -299,7 +300,7 @@ impl Guard {
         if !is_whole || !may_give {
             return Ok(Outcome::Refused);
         }
-        let Some(guards) = taking(namespaces, token.tenant()).await? else {
+        let Some(guards) = taken else {
             return Ok(Outcome::Refused);
         };
         // One that was revoked authenticates no one: its record keeps its id from coming back.
@@ -326,13 +327,14 @@ impl Guard {
         let Ok(scope) = GrantScope::new(tenant.unwrap_or_default(), "", "") else {
             return Ok(Outcome::Refused);
         };
+        let taken = taking(namespaces, tenant).await?;
         let may_have = tenant.is_none_or(|tenant| check_unreserved(tenant).is_ok())
             && !self.is_forgotten(tenant, role.created_ms).await?
             && own_role::check_name(&role.name.name).is_ok();
         if !may_have || self.check_may_give(ctx, role.actions, &scope).is_err() {
             return Ok(Outcome::Refused);
         }
-        let Some(guards) = taking(namespaces, tenant).await? else {
+        let Some(guards) = taken else {
             return Ok(Outcome::Refused);
         };
         self.records.check_room(None)?;
@@ -386,6 +388,9 @@ impl Guard {
             && check_actions(grant.actions, &info.scope).is_ok();
         let tenant = info.scope.tenant();
         let of_token = principal::tenant_of(&info.principal);
+        let elsewhere = of_token.filter(|of| Some(*of) != tenant);
+        let taken = taking(namespaces, tenant).await?;
+        let of_grantee = unless_gone(namespaces.taking_grantees(elsewhere).await)?;
         let is_gone = self.is_forgotten(tenant, info.created_ms).await?
             || self.is_forgotten(of_token, info.created_ms).await?;
         let is_reserved = tenant.is_some_and(|of| check_unreserved(of).is_err());
@@ -393,10 +398,10 @@ impl Guard {
         if !is_whole || is_gone || is_reserved || !may_give {
             return Ok(Outcome::Refused);
         }
-        let Some(of_tenant) = taking(namespaces, tenant).await? else {
+        let (Some(of_tenant), Some(of_grantee)) = (taken, of_grantee) else {
             return Ok(Outcome::Refused);
         };
-        guards.extend(of_tenant);
+        guards.extend(of_tenant.into_iter().chain(of_grantee));
         self.records.check_room(None)?;
         let key = keys::grant(tenant, &info.id);
         self.put_new(key, record::encode(grant.record()), guards)
@@ -432,7 +437,13 @@ async fn taking(
     namespaces: &Namespaces,
     tenant: Option<&str>,
 ) -> Result<Option<Vec<KeyGuard>>, BrokerError> {
-    match namespaces.taking_access(tenant).await {
+    unless_gone(namespaces.taking_access(tenant).await)
+}
+
+fn unless_gone(
+    taken: Result<Vec<KeyGuard>, BrokerError>,
+) -> Result<Option<Vec<KeyGuard>>, BrokerError> {
+    match taken {
         Ok(guards) => Ok(Some(guards)),
         Err(BrokerError::NotFound { .. } | BrokerError::Api(_)) => Ok(None),
         Err(error) => Err(error),

@@ -1,7 +1,14 @@
 //! Tokens and grants that a backup brings back.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use aquifer_log::testing::MemoryColdStore;
-use aquifer_metadata::store::Expect;
+use aquifer_metadata::error::MetadataResult;
+use aquifer_metadata::store::{
+    Expect, MetadataStore, PageToken, Revision, ScanPage, Session, Transaction, Until, Versioned,
+    Watch,
+};
 use aquifer_metadata::{keys, record};
 use aquifer_model::backup::{BackupScope, RestoreAccess, RestoredAccess};
 use aquifer_proto::v1::GrantRecord;
@@ -11,10 +18,99 @@ use aquifer_protocol_api::backup::Backups;
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::security::{AddGrant, Given, Revoke, RoleName, Security};
 use aquifer_runtime::clock::Clock as _;
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
 
 use crate::security::revocations::{token, trusting};
-use crate::security::{Secured, authenticate, grant, page};
-use crate::support::until;
+use crate::security::{Secured, auth_config, authenticate, grant, over, page};
+use crate::support::{Harness, until};
+
+const EVERYTHING: Removal = Removal {
+    force: true,
+    dry_run: false,
+};
+
+/// Metadata of which something changes after a key was read, and before that is answered.
+struct Between {
+    inner: Arc<dyn MetadataStore>,
+    key: String,
+    then: Mutex<Option<BoxFuture<'static, ()>>>,
+}
+
+impl Between {
+    /// A second broker over this, and the administrator there.
+    async fn of(
+        secured: &Secured,
+        cold: &MemoryColdStore,
+        key: String,
+    ) -> (Arc<Between>, Harness, RequestContext) {
+        let between = Arc::new(Between {
+            inner: Arc::clone(&secured.store),
+            key,
+            then: Mutex::new(None),
+        });
+        let store: Arc<dyn MetadataStore> = Arc::clone(&between) as _;
+        let world = secured.harness.world.clone();
+        let other = over(world, &store, Some(cold), auth_config()).await;
+        let caller = authenticate(&other.broker, Some(secured.admin.expose())).unwrap();
+        (between, other, RequestContext::of(caller, "test"))
+    }
+
+    /// Has tenant `acme` deleted, and created again, when the key is read next.
+    fn renew_acme(&self, secured: &Secured) {
+        let (broker, admin) = (Arc::clone(secured.broker()), secured.admin());
+        *self.then.lock() = Some(Box::pin(async move {
+            let acme = || "acme".to_owned();
+            let deleted = broker.delete_tenant(&admin, acme(), EVERYTHING).await;
+            deleted.unwrap();
+            broker.create_tenant(&admin, acme()).await.unwrap();
+        }));
+    }
+
+    fn was_reached(&self) -> bool {
+        self.then.lock().is_none()
+    }
+}
+
+#[async_trait]
+impl MetadataStore for Between {
+    async fn get(&self, key: &str) -> MetadataResult<Option<Versioned>> {
+        let found = self.inner.get(key).await;
+        if key == self.key {
+            let then = self.then.lock().take();
+            if let Some(then) = then {
+                then.await;
+            }
+        }
+        found
+    }
+
+    async fn scan(
+        &self,
+        prefix: &str,
+        page: Option<PageToken>,
+        limit: usize,
+    ) -> MetadataResult<ScanPage> {
+        self.inner.scan(prefix, page, limit).await
+    }
+
+    async fn commit_until(
+        &self,
+        transaction: Transaction,
+        until: Until,
+    ) -> MetadataResult<Revision> {
+        self.inner.commit_until(transaction, until).await
+    }
+
+    async fn watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>> {
+        self.inner.watch(prefix, after).await
+    }
+
+    async fn open_session(&self, ttl: Duration) -> MetadataResult<Box<dyn Session>> {
+        self.inner.open_session(ttl).await
+    }
+}
 
 /// What a new cluster is asked for.
 async fn saved(old: &Secured, scope: BackupScope) -> RestoreAccess {
@@ -196,14 +292,10 @@ async fn roles_come_back_and_what_was_deleted_with_its_tenant_does_not() {
     assert_eq!(found[0].actions, actions);
 
     // The tenant goes, and one of its name is made.
-    let everything = Removal {
-        force: true,
-        dry_run: false,
-    };
     let admin = new.admin();
     let deleted = new
         .broker()
-        .delete_tenant(&admin, "acme".to_owned(), everything);
+        .delete_tenant(&admin, "acme".to_owned(), EVERYTHING);
     deleted.await.unwrap();
     let created = new.broker().create_tenant(&admin, "acme".to_owned());
     created.await.unwrap();
@@ -302,4 +394,49 @@ async fn revoked_tokens_of_issuers_stay_revoked() {
     new.clock.set_wall_ms(new.clock.wall_ms() + 3_600_000);
     let later = broker.restore_access(&admin, wanted).await.unwrap();
     assert_eq!((later.revocations, later.kept), (0, 0), "{later:?}");
+}
+
+/// A tenant is deleted, and created again, between two looks of a restore: what went with it does
+/// not come back (I12).
+#[tokio::test]
+async fn what_is_forgotten_while_it_is_restored_does_not_come_back() {
+    let cold = MemoryColdStore::default();
+    let old = Secured::start_with(Some(&cold)).await;
+    old.tenants().await;
+    let saves = old.token(Some("acme"), "shop").await;
+    let wanted = saved(&old, BackupScope::Tenant("acme".to_owned())).await;
+
+    let new = Secured::start_with(Some(&cold)).await;
+    new.tenants().await;
+    new.token(Some("acme"), "other").await;
+    let (between, other, admin) = Between::of(&new, &cold, keys::forgotten("acme")).await;
+    between.renew_acme(&new);
+    let restored = other.broker.restore_access(&admin, wanted.clone()).await;
+    assert!(between.was_reached());
+    assert!(restored.is_err(), "{restored:?}");
+    let again = other.broker.restore_access(&admin, wanted).await.unwrap();
+    assert_eq!((again.tokens, again.refused), (0, 1), "{again:?}");
+    let key = keys::token(&saves.token.id);
+    assert_eq!(new.store.get(&key).await.unwrap(), None);
+}
+
+/// A grant to a token is not made while the token's tenant is deleted, wherever the grant is: the
+/// next tenant of the name may give the token's name again (I12).
+#[tokio::test]
+async fn a_grant_elsewhere_does_not_survive_the_tenant_of_its_token() {
+    let cold = MemoryColdStore::default();
+    let secured = Secured::start_with(Some(&cold)).await;
+    secured.tenants().await;
+    secured.token(Some("acme"), "ci").await;
+    let (between, other, admin) = Between::of(&secured, &cold, keys::tenant("beta")).await;
+    between.renew_acme(&secured);
+    let grant = |principal: &str| grant(principal, &[Action::Consume], "beta/shop");
+    let added = other.broker.add_grant(&admin, grant("token:acme/ci")).await;
+    assert!(between.was_reached());
+    assert!(added.is_err(), "{added:?}");
+    // A tenant that is not there yet is not being deleted.
+    for principal in ["token:acme/ci", "token:later/ci"] {
+        let added = other.broker.add_grant(&admin, grant(principal)).await;
+        assert!(added.is_ok(), "{added:?}");
+    }
 }

@@ -316,6 +316,73 @@ async fn a_replacement_gives_way_to_what_happens_meanwhile() {
     }
 }
 
+/// A process dies with a replacement that is complete and noted, and that the ledger does not name
+/// yet. A restore that finds it by its note takes it over, and the reaper leaves it alone (I10).
+/// One that was given up before is not taken: it may be gone the next moment.
+#[tokio::test(start_paused = true)]
+async fn a_restore_takes_over_an_object_that_no_ledger_names_yet() {
+    for is_given_up in [false, true] {
+        let (mut steps, mut tried) = (0, 0);
+        loop {
+            let world = World::new();
+            let owner = world.owner(20).await;
+            let before = owner.read_all().await;
+            let backup = backups::back_up(&owner).await;
+            flip(&world.cold, &world.cold.names()[0]);
+            let fuse = Fuse::new(steps, Blow::Before);
+            let ledgers = world.world.fused_process(&fuse);
+            let dying = over_cold(ledgers, &world.cold, world.settings.clone());
+            let of_dead = Arc::clone(&fuse);
+            world
+                .cold
+                .judge(move |_, _| of_dead.is_blown().then_some(Fault::Hangs));
+            let lived = tokio::time::timeout(Duration::from_secs(600), scrub_all(&dying));
+            let _ = lived.await;
+            world.cold.heal();
+            if !fuse.is_blown() {
+                break;
+            }
+            steps += 1;
+            let notes = world.cold.list("test/replaced", None, 10).await.unwrap();
+            if notes.is_empty() {
+                continue;
+            }
+            tried += 1;
+            owner.log.close().await.unwrap();
+            owner.cell.delete().await.unwrap();
+            sweep_intents(&owner.ctx.ledgers).await.unwrap();
+            assert_eq!(world.world.store.keys("oc/").len(), 1);
+            let give_up = async || {
+                world.reap(&owner).await;
+                world.pass(Duration::from_secs(61));
+                world.reap(&owner).await;
+                assert!(world.world.store.keys("oc/").is_empty());
+            };
+            let ctx = world.process();
+            if is_given_up {
+                world
+                    .cold
+                    .judge(|op, _| (op == Op::Delete).then_some(Fault::Fails));
+                give_up().await;
+                world.cold.heal();
+                let refused = backups::restore(&ctx, &backup).await;
+                assert!(
+                    matches!(refused, Err(LogError::Unavailable(_))),
+                    "{refused:?}"
+                );
+                world.reap(&owner).await;
+                backups::restore(&ctx, &backup).await.unwrap();
+            } else {
+                backups::restore(&ctx, &backup).await.unwrap();
+                give_up().await;
+                let heir = Owner::open(world.process(), options(10)).await;
+                assert_eq!(heir.read_all().await, before);
+            }
+        }
+        assert!(tried > 0, "there is a step behind the note");
+    }
+}
+
 /// A backup names the object that was bad later: it has what took its place (I10, H23).
 #[tokio::test(start_paused = true)]
 async fn a_backup_made_before_has_what_took_the_place_of_a_bad_object() {
