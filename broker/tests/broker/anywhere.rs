@@ -157,7 +157,7 @@ async fn a_change_whose_answer_is_lost_is_not_made_twice() {
     let (asked, there, context) = (&members[0].broker, &members[1], stranger());
     let topic = served_there(&members).await;
     let named = || name(&topic);
-    let publish = || async { cluster.publish(there, &[topic.clone()]).await };
+    let publish = || async { cluster.publish(there, std::slice::from_ref(&topic)).await };
     let found = || async {
         let stats = there.broker.topic_stats(&ctx(), named()).await.unwrap();
         let all = stats.subscriptions.into_iter();

@@ -30,6 +30,8 @@ pub enum Defect {
     KeptBeyondBound,
     /// Recovery takes an entry that is damaged in one copy for absent there (I2).
     DamagedTakenForAbsence,
+    /// Recovery takes an entry that is damaged in every copy for one of which nothing is known.
+    RecoveryStopsAtDamage,
     /// Repair takes an incomplete replica's "no such entry" for absence (H16).
     NegativeTakenForAbsence,
     /// Repair gives up a position of which it cannot copy one entry, and with it those behind it.
@@ -42,7 +44,7 @@ pub enum Defect {
 
 impl Defect {
     /// Those that the model check finds; the others are found by the simulation.
-    pub const IN_MODEL: [Defect; 13] = [
+    pub const IN_MODEL: [Defect; 14] = [
         Defect::RecoveryReadDoesNotFence,
         Defect::StartFloorMissing,
         Defect::FragmentsPublishedInRecovery,
@@ -56,5 +58,6 @@ impl Defect {
         Defect::IncompleteLedgerNotMarked,
         Defect::KeptBeyondBound,
         Defect::DamagedTakenForAbsence,
+        Defect::RecoveryStopsAtDamage,
     ];
 }

@@ -192,6 +192,14 @@ impl Setting {
         ]
     }
 
+    /// One entry, of which a copy is damaged.
+    fn damaged(ensemble: u32, write: u32, ack: u32) -> Setting {
+        Setting {
+            rots: 1,
+            ..Setting::quiet(ensemble, write, ack, 1)
+        }
+    }
+
     /// Three bookies, one of which takes the place of another.
     fn three_entries_and_a_change() -> Setting {
         Setting {
@@ -326,10 +334,8 @@ impl Setting {
                 journal: true,
                 ..Setting::quiet(2, 2, 2, 1)
             },
-            Defect::DamagedTakenForAbsence => Setting {
-                rots: 1,
-                ..Setting::quiet(3, 3, 2, 1)
-            },
+            Defect::DamagedTakenForAbsence => Setting::damaged(3, 3, 2),
+            Defect::RecoveryStopsAtDamage => Setting::damaged(1, 1, 1),
             // Repair and owners of topics are not in the model.
             Defect::IncompleteLedgerNotMarked
             | Defect::NegativeTakenForAbsence

@@ -522,6 +522,11 @@ impl World {
                     {
                         RecoveryReadReply::Absent
                     }
+                    RecoveryReadReply::Damaged
+                        if setting.defect == Some(Defect::RecoveryStopsAtDamage) =>
+                    {
+                        RecoveryReadReply::Unknown
+                    }
                     reply => reply,
                 },
             },
