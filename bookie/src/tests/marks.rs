@@ -7,8 +7,8 @@ use std::sync::Arc;
 use aquifer_runtime::disk::{Disk, DiskFile, DiskLock, DiskSpace, OpenOptions};
 use parking_lot::{Condvar, Mutex};
 
-use super::crash::Machine;
 use super::*;
+use crate::tests::crash::Machine;
 
 /// The segment after the first.
 const NEXT: &str = "segment-00000002.aqj";

@@ -175,5 +175,5 @@ async fn a_page_that_shows_little_ends_and_the_list_goes_on() {
     assert_eq!((page.items, page.next), (vec![last.clone()], None));
     // What a broker lists for itself is whole: an empty page would say that nothing is there.
     let page = lister.page(&request, None, look).await.unwrap();
-    assert_eq!(page.items, std::slice::from_ref(&last));
+    assert_eq!(page.items, std::slice::from_ref(last));
 }

@@ -1,7 +1,5 @@
 //! Policies of tenants, namespaces and topics: who inherits what, changes at once, and topics in use.
 
-use std::time::Duration;
-
 use aquifer_broker::{Broker, BrokerConfig};
 use aquifer_ledger::ledger_metadata;
 use aquifer_ledger::testing::TestWorld;
@@ -277,12 +275,9 @@ async fn policies_reach_a_topic_in_use() {
     }
 }
 
-/// How soon a loaded topic follows, whatever else it does.
-const FOLLOWED_MAX: Duration = Duration::from_secs(2);
-
 /// Quorum included: the ledger after the change has it, and no publish fails.
 #[tokio::test]
-async fn a_loaded_topic_follows_a_changed_quorum_in_time() {
+async fn a_loaded_topic_follows_a_changed_quorum() {
     let mut world = TestWorld::new(3);
     world.clock = None;
     let harness = Harness::in_world(world, config()).await;
@@ -303,12 +298,11 @@ async fn a_loaded_topic_follows_a_changed_quorum_in_time() {
             ..Policies::default()
         };
         set(&other.broker, scope, persistence).await;
-        let followed = async {
+        soon("the topic to follow", async {
             while newest().await != quorum {
                 producer.publish(&["m"]).await;
             }
-        };
-        let in_time = tokio::time::timeout(FOLLOWED_MAX, followed).await;
-        assert!(in_time.is_ok(), "{quorum:?} is not followed in time");
+        })
+        .await;
     }
 }

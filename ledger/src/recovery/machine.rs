@@ -26,7 +26,7 @@ mod tests;
 
 /// Where damage hides the end of the ledger, this many entries are taken to have been there: more
 /// than a damaged block of a bookie's store can hide (16 KiB, of entries with heads of some 50
-/// bytes). An entry that anybody has behind some of these shows that they were.
+/// bytes). An entry that some bookie has behind these shows that they were.
 pub const HIDDEN_ENTRIES_MAX: u64 = 1_024;
 
 /// What happens to a recovery.
@@ -584,7 +584,7 @@ impl Recovery {
                 if !state.unknown.is_empty() {
                     return true;
                 }
-                // Whoever had it has it damaged: it may have been acknowledged.
+                // Each bookie that had it has it damaged: it may have been acknowledged.
                 state.is_lost = true;
                 *lost += 1;
                 *hidden = match state.damaged.is_empty() {
