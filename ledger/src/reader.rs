@@ -130,23 +130,46 @@ fn replicas_of(
     bookies
 }
 
-/// The answer that says more about whether the entry may still exist somewhere.
+/// The answer that says more about whether the entry may still be read somewhere.
 fn worse(a: BookieError, b: BookieError) -> BookieError {
-    let definite = |error: &BookieError| {
-        matches!(
-            error,
-            BookieError::NoSuchEntry
-                | BookieError::NoSuchLedger
-                | BookieError::Deleted
-                | BookieError::Token
-        )
-    };
     // A tombstone explains why others have nothing.
-    let explains = a == BookieError::Deleted && definite(&b);
-    if explains || definite(&b) && !definite(&a) {
+    let explains = a == BookieError::Deleted && hope(&b) == Hope::Gone;
+    if explains || hope(&b) < hope(&a) {
         a
     } else {
         b
+    }
+}
+
+/// What an answer leaves to hope for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Hope {
+    /// That replica has not the entry as it was written, and will not by itself.
+    Gone,
+    /// It may have lost it.
+    Limbo,
+    /// It may have it, and did not answer: to be asked again, whatever the others say.
+    MayHaveIt,
+}
+
+fn hope(error: &BookieError) -> Hope {
+    match error {
+        BookieError::NoSuchEntry
+        | BookieError::NoSuchLedger
+        | BookieError::Deleted
+        | BookieError::Token
+        | BookieError::Conflict
+        | BookieError::Digest(_)
+        | BookieError::EndHidden(_) => Hope::Gone,
+        BookieError::Limbo => Hope::Limbo,
+        BookieError::Fenced
+        | BookieError::Overloaded
+        | BookieError::ReadOnly(_)
+        | BookieError::Io(_)
+        | BookieError::Invalid(_)
+        | BookieError::ShuttingDown
+        | BookieError::Unreachable(_)
+        | BookieError::Timeout => Hope::MayHaveIt,
     }
 }
 

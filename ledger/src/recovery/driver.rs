@@ -385,11 +385,18 @@ impl<'a> Run<'a> {
         reply
     }
 
-    /// Remembers why a bookie could not help; limbo says most about what to do.
+    /// Remembers why a bookie could not help. Limbo is the reason only where no other bookie may
+    /// still tell: one that did not answer is asked again.
     fn note(&mut self, result: BookieResult<OrderedReply>) -> BookieResult<OrderedReply> {
         if let Err(error) = &result {
-            let negative = matches!(error, BookieError::NoSuchEntry | BookieError::NoSuchLedger);
-            if !negative && (self.trouble.is_none() || *error == BookieError::Limbo) {
+            let says_what_it_has = matches!(
+                error,
+                BookieError::NoSuchEntry
+                    | BookieError::NoSuchLedger
+                    | BookieError::Digest(_)
+                    | BookieError::EndHidden(_)
+            );
+            if !says_what_it_has && matches!(self.trouble, None | Some(BookieError::Limbo)) {
                 self.trouble = Some(error.clone());
             }
         }

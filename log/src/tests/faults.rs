@@ -2,7 +2,7 @@
 
 use aquifer_ledger::testing::{MemoryStore, Mode};
 use aquifer_ledger::transport::BookieTransport;
-use aquifer_model::id::{CreationToken, TenantKey};
+use aquifer_model::id::{CreationToken, EntryId, TenantKey};
 use aquifer_model::storage::{BookieError, OrderedOperation, OrderedRequest};
 
 use super::*;
@@ -249,6 +249,45 @@ async fn limbo_is_named_and_changes_nothing_h6() {
     world.bookies.set_all(Mode::Up);
     let heir = Owner::open(world.logs(), options(100)).await;
     assert_eq!(bodies(&heir.read_all().await), expected(0..3));
+}
+
+/// A bookie that does not answer may have what others lost or have damaged: nothing is final while
+/// it is away, in whatever order they are asked (H6, I5).
+#[tokio::test(start_paused = true)]
+async fn what_a_bookie_may_have_that_is_away_is_no_loss() {
+    let options = LogOptions {
+        quorum: Quorum::new(3, 3, 2).unwrap(),
+        ..options(100)
+    };
+    for away in 0..3 {
+        let world = TestWorld::new(3);
+        let bookies = world.bookies.ids();
+        let owner = Owner::open(world.logs(), options).await;
+        owner.append_all(0..3).await;
+        let ledger = owner.log.stats().ledgers[0].ledger;
+        // Of an open ledger: recovery.
+        let limbo = bookies[(away + 1) % 3];
+        world.bookies.set_mode(bookies[away], Mode::Unreachable);
+        world.bookies.set_mode(limbo, Mode::Limbo);
+        let opened = Owner::try_open(world.logs(), options, Vec::new()).await;
+        let error = opened.err().expect("two of three cannot tell");
+        assert!(error.is_retryable(), "{away}: {error:?}");
+        world.bookies.set_mode(bookies[away], Mode::Up);
+        let heir = Owner::open(world.logs(), options).await;
+        world.bookies.set_mode(limbo, Mode::Up);
+
+        // Of a closed ledger: reads.
+        world.bookies.set_mode(bookies[away], Mode::Unreachable);
+        for other in [(away + 1) % 3, (away + 2) % 3] {
+            world.bookies.corrupt(bookies[other], ledger, EntryId(1));
+        }
+        let at = || ReadPoint::from(Index(u64::from(count(0))));
+        let error = heir.log.read_or_skip(&mut at(), LIMITS).await.unwrap_err();
+        assert!(error.is_retryable(), "{away}: {error:?}");
+        world.bookies.set_mode(bookies[away], Mode::Up);
+        let found = heir.log.read(&mut at(), LIMITS).await.unwrap();
+        assert_eq!(bodies(&found), expected(1..3));
+    }
 }
 
 #[tokio::test(start_paused = true)]
