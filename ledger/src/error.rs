@@ -60,20 +60,38 @@ pub enum LedgerError {
 
 impl LedgerError {
     /// Whether it says that no replica has what was stored any more, and another read will not
-    /// either.
+    /// either. What was deleted is not damaged.
     #[must_use]
     pub fn is_damage(&self) -> bool {
-        matches!(
-            self,
-            LedgerError::Unreadable {
-                last: BookieError::NoSuchLedger
-                    | BookieError::NoSuchEntry
-                    | BookieError::Token
-                    | BookieError::Conflict
-                    | BookieError::Digest(_)
-                    | BookieError::EndHidden(_),
-                ..
+        match self {
+            LedgerError::Unreadable { last, .. } => {
+                *last != BookieError::Deleted && lacks_entry(last)
             }
-        )
+            _ => false,
+        }
+    }
+}
+
+/// Whether an answer to a read says that the replica has not the entry as it was written, and will
+/// not by itself.
+#[must_use]
+pub fn lacks_entry(answer: &BookieError) -> bool {
+    match answer {
+        BookieError::NoSuchEntry
+        | BookieError::NoSuchLedger
+        | BookieError::Deleted
+        | BookieError::Token
+        | BookieError::Conflict
+        | BookieError::Digest(_)
+        | BookieError::EndHidden(_) => true,
+        BookieError::Limbo
+        | BookieError::Fenced
+        | BookieError::Overloaded
+        | BookieError::ReadOnly(_)
+        | BookieError::Io(_)
+        | BookieError::Invalid(_)
+        | BookieError::ShuttingDown
+        | BookieError::Unreachable(_)
+        | BookieError::Timeout => false,
     }
 }

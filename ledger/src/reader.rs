@@ -16,7 +16,7 @@ use futures::stream::FuturesUnordered;
 pub(crate) use latency::ReadLatencies;
 
 use crate::context::LedgerContext;
-use crate::error::LedgerError;
+use crate::error::{LedgerError, lacks_entry};
 use crate::ledger_metadata::LedgerInfo;
 
 /// What to read.
@@ -154,22 +154,9 @@ enum Hope {
 
 fn hope(error: &BookieError) -> Hope {
     match error {
-        BookieError::NoSuchEntry
-        | BookieError::NoSuchLedger
-        | BookieError::Deleted
-        | BookieError::Token
-        | BookieError::Conflict
-        | BookieError::Digest(_)
-        | BookieError::EndHidden(_) => Hope::Gone,
         BookieError::Limbo => Hope::Limbo,
-        BookieError::Fenced
-        | BookieError::Overloaded
-        | BookieError::ReadOnly(_)
-        | BookieError::Io(_)
-        | BookieError::Invalid(_)
-        | BookieError::ShuttingDown
-        | BookieError::Unreachable(_)
-        | BookieError::Timeout => Hope::MayHaveIt,
+        error if lacks_entry(error) => Hope::Gone,
+        _ => Hope::MayHaveIt,
     }
 }
 

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use aquifer_ledger::duties::EntryRange;
-use aquifer_ledger::error::LedgerError;
+use aquifer_ledger::error::{LedgerError, lacks_entry};
 use aquifer_ledger::ledger_metadata::{LedgerInfo, LedgerState};
 use aquifer_ledger::members::Members;
 use aquifer_model::entry::EntryData;
@@ -365,7 +365,7 @@ impl<'a> Copier<'a> {
             match self.read(bookie, range).await {
                 Ok(entries) => return Ok(entries),
                 Err(error) if has_nothing(&error) => {}
-                Err(error) if is_missing(&error) => missing = error,
+                Err(error) if lacks_entry(&error) => missing = error,
                 // It has lost it, or cannot read it now: whatever is behind it is copied all the
                 // same.
                 Err(error @ (BookieError::Limbo | BookieError::Io(_))) => unclear = Some(error),
@@ -491,19 +491,6 @@ fn push_gap(gaps: &mut Vec<Run>, gap: Run) {
         Some(last) if last.1.next() == gap.0 => last.1 = gap.1,
         _ => gaps.push(gap),
     }
-}
-
-/// Whether an answer says that the replica has not the entry as it was written.
-fn is_missing(error: &BookieError) -> bool {
-    matches!(
-        error,
-        BookieError::NoSuchEntry
-            | BookieError::NoSuchLedger
-            | BookieError::Deleted
-            | BookieError::Token
-            | BookieError::Conflict
-            | BookieError::Digest(_)
-    )
 }
 
 /// Whether an answer says that the replica has nothing of the ledger.
