@@ -266,23 +266,14 @@ impl Topics {
     where
         F: Fn(oneshot::Sender<Result<T, BrokerError>>) -> Event,
     {
-        for _ in 0..ATTEMPTS_MAX {
-            let handle = self.get(name, create).await?;
-            let (reply, answer) = oneshot::channel();
-            if handle.mailbox.send(request(reply)).await.is_ok()
-                && let Ok(answer) = answer.await
-            {
-                return answer;
-            }
-            handle.wait_ended().await;
-        }
-        Err(unloading_again())
+        self.ask_again_if(true, name, create, request).await
     }
 
-    /// The same for a change that must not be made twice: it is not asked for again once the topic
+    /// The same for a change: one that must not be made twice is not asked for again once the topic
     /// may have begun with it.
-    pub(crate) async fn ask_once<T, F>(
+    pub(crate) async fn ask_again_if<T, F>(
         self: &Arc<Self>,
+        may_be_repeated: bool,
         name: &TopicName,
         create: &Create,
         request: F,
@@ -294,8 +285,11 @@ impl Topics {
             let handle = self.get(name, create).await?;
             let (reply, answer) = oneshot::channel();
             if handle.mailbox.send(request(reply)).await.is_ok() {
-                let answered = answer.await;
-                return answered.unwrap_or_else(|_| Err(BrokerError::unknown_outcome()));
+                match answer.await {
+                    Ok(answer) => return answer,
+                    Err(_) if !may_be_repeated => return Err(BrokerError::unknown_outcome()),
+                    Err(_) => {}
+                }
             }
             handle.wait_ended().await;
         }

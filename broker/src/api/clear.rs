@@ -36,10 +36,11 @@ impl Broker {
             to.incarnation = Some(door.incarnation);
         }
         let clear = |reply| Pull::Clear(Box::new(to.clone()), reply).event();
-        match to.dry_run {
-            true => self.topics.ask(topic, &Create::Never, clear).await,
-            // A second time it would give up what has come since.
-            false => self.topics.ask_once(topic, &Create::Never, clear).await,
-        }
+        // A second time it would give up what has come since.
+        let again = to.dry_run;
+        let cleared = self
+            .topics
+            .ask_again_if(again, topic, &Create::Never, clear);
+        cleared.await
     }
 }

@@ -248,6 +248,7 @@ impl Broker {
         create: &Create,
     ) -> Result<Index, BrokerError> {
         let name = || subscription.clone();
+        let again = change.may_be_repeated();
         match change {
             Change::Create(place, properties) => {
                 let event = |reply| Event::CreateSubscription {
@@ -263,8 +264,8 @@ impl Broker {
                     force,
                     reply,
                 };
-                let deleted = self.topics.ask_once(topic, create, event).await;
-                deleted.map(|()| Index(0))
+                let deleted = self.topics.ask_again_if(again, topic, create, event);
+                deleted.await.map(|()| Index(0))
             }
             Change::Seek(place) => {
                 let event = |reply| Event::SeekSubscription {
@@ -272,10 +273,8 @@ impl Broker {
                     place,
                     reply,
                 };
-                match change.may_be_repeated() {
-                    true => self.topics.ask(topic, create, event).await,
-                    false => self.topics.ask_once(topic, create, event).await,
-                }
+                let moved = self.topics.ask_again_if(again, topic, create, event);
+                moved.await
             }
             Change::Clear(clear) => self.clear_here(topic, subscription, clear).await.map(Index),
         }
