@@ -94,7 +94,7 @@ impl Default for GrpcConfig {
             calls_max: 4096,
             reads_max: 16_384,
             appends_max: 4096,
-            stream_window_bytes: 256 << 10,
+            stream_window_bytes: 1 << 20,
             connection_window_bytes: 8 << 20,
             http2_frame_bytes: 64 << 10,
             header_list_bytes_max: 16 << 10,
