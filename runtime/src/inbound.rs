@@ -117,6 +117,9 @@ pub struct InboundBody<B> {
     chunk: Bytes,
     /// Bytes of the message that are still to be handed on, its header included.
     left: usize,
+    /// The header goes before the rest: the codec, which reserves what the header announces beside
+    /// what it already has, then has nothing yet that it would copy and reserve twice.
+    at_header: bool,
     /// The message that waits for room, what it will take, and what has come of it.
     entry: Option<Entry>,
     timer: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
@@ -156,6 +159,7 @@ impl<B> InboundBody<B> {
             inbound: inbound.clone(),
             chunk: Bytes::new(),
             left: 0,
+            at_header: false,
             entry: None,
             timer: None,
             failed: false,
@@ -168,7 +172,12 @@ impl<B> InboundBody<B> {
         if self.left == 0 || self.chunk.is_empty() {
             return None;
         }
-        let part = self.chunk.split_to(self.left.min(self.chunk.len()));
+        let most = if std::mem::take(&mut self.at_header) {
+            HEADER_BYTES
+        } else {
+            self.left
+        };
+        let part = self.chunk.split_to(most.min(self.chunk.len()));
         self.left -= part.len();
         if self.left == 0 && !self.limits.unary {
             self.timer = None;
@@ -215,6 +224,7 @@ impl<B> InboundBody<B> {
 
     fn admitted(&mut self, total: usize, permit: BytePermit) {
         self.left = total;
+        self.at_header = true;
         self.entry = None;
         self.inbound.shared.lock().held = Some(permit);
     }

@@ -64,8 +64,21 @@ fn body(
     InboundBody::new(peer, limits, budgets.clone(), |error| Box::new(error))
 }
 
-/// The next piece that the handler gets.
+/// The next that the handler gets: with the header of a message, what has come of it.
 async fn next(body: &mut InboundBody<Peer>) -> Option<Result<Bytes, InboundError>> {
+    let header = match piece(body).await? {
+        Ok(piece) if body.left > 0 && piece.len() == HEADER_BYTES => piece,
+        other => return Some(other),
+    };
+    Some(match piece(body).now_or_never().flatten() {
+        Some(Ok(rest)) => Ok([header, rest].concat().into()),
+        Some(Err(error)) => Err(error),
+        None => Ok(header),
+    })
+}
+
+/// The next piece that the handler gets.
+async fn piece(body: &mut InboundBody<Peer>) -> Option<Result<Bytes, InboundError>> {
     let frame = poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await?;
     Some(match frame {
         Ok(frame) => Ok(frame.into_data().expect("no trailers here")),
@@ -98,6 +111,18 @@ async fn a_message_is_paid_for_before_it_is_read_until_the_next_is_asked_for() {
     assert_eq!(budgets.room.used_bytes(), 20);
     assert!(is_waiting(&mut body));
     assert_eq!(budgets.room.used_bytes(), 0, "an idle stream holds nothing");
+}
+
+#[tokio::test]
+async fn the_header_of_a_message_goes_alone_so_that_the_codec_makes_room_once() {
+    let budgets = budgets(10_000, 100);
+    let both = [message(100), message(0)].concat();
+    let (mut body, _inbound) = body(&[&both[..60], &both[60..]], true, LIMITS, &budgets);
+    let mut lengths = Vec::new();
+    while let Some(Some(Ok(piece))) = piece(&mut body).now_or_never() {
+        lengths.push(piece.len());
+    }
+    assert_eq!(lengths, [HEADER_BYTES, 55, 45, HEADER_BYTES]);
 }
 
 #[tokio::test]
