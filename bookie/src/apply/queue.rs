@@ -27,13 +27,15 @@ struct QueueState {
 }
 
 impl ApplyQueue {
-    /// Adds a commit. While the store takes nothing, commits wait here in no more memory than their
-    /// permits account for.
+    /// Adds a commit. While the store takes nothing, commits wait here in no more than twice the
+    /// memory that their permits account for: what is mostly padding is copied out of its buffer.
     pub fn push(&self, mut commit: Committed) {
         if self.state.lock().commits.len() >= BUFFERS_MAX {
             let ends = commit.records.iter().map(|record| record.value.end);
             let len = ends.max().unwrap_or(0);
-            commit.block.compact(len);
+            if commit.block.is_mostly_padding(len) {
+                commit.block.compact(len);
+            }
         }
         self.state.lock().commits.push_back(commit);
         self.wake.notify_one();

@@ -20,8 +20,9 @@ use crate::ledger_state::LedgerMeta;
 /// Bytes of a commit's head.
 pub const COMMIT_HEAD_BYTES: usize = 48;
 const MAGIC: [u8; 4] = *b"AQC1";
-/// Buffers that wait for their next use.
-const POOLED_MAX: usize = 4;
+/// Buffers that wait for their next use, in bytes: as many as may wait for the store at full load,
+/// because a fresh one is zeroed and costs a page fault every 4 KiB.
+const POOLED_BYTES_MAX: usize = 12 * 1024 * 1024;
 
 /// Which use of which segment a commit belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,7 +192,13 @@ impl<'a> Iterator for Records<'a> {
 /// Buffers of past commits, for the next ones.
 #[derive(Debug, Default)]
 pub struct BlockPool {
-    free: Mutex<Vec<AlignedBuffer>>,
+    free: Mutex<Free>,
+}
+
+#[derive(Debug, Default)]
+struct Free {
+    buffers: Vec<AlignedBuffer>,
+    bytes: usize,
 }
 
 /// The bytes of a commit; a buffer goes back to its pool when it is not needed any more.
@@ -262,12 +269,16 @@ impl BlockPool {
     #[must_use]
     pub fn take(&self, bytes: usize) -> AlignedBuffer {
         let mut free = self.free.lock();
-        let fits = |buffer: &AlignedBuffer| buffer.capacity() >= bytes;
-        let best = (0..free.len())
-            .filter(|at| fits(&free[*at]))
-            .min_by_key(|at| free[*at].capacity());
+        let capacity = |at: usize| free.buffers[at].capacity();
+        let best = (0..free.buffers.len())
+            .filter(|at| capacity(*at) >= bytes)
+            .min_by_key(|at| capacity(*at));
         match best {
-            Some(at) => free.swap_remove(at),
+            Some(at) => {
+                let buffer = free.buffers.swap_remove(at);
+                free.bytes -= buffer.capacity();
+                buffer
+            }
             None => {
                 drop(free);
                 AlignedBuffer::with_capacity(size_class(bytes))
@@ -277,20 +288,15 @@ impl BlockPool {
 
     fn give_back(&self, buffer: AlignedBuffer) {
         let mut free = self.free.lock();
-        if free.len() < POOLED_MAX {
-            free.push(buffer);
-            return;
-        }
-        // Large ones are worth more.
-        let smallest = free.iter_mut().min_by_key(|buffer| buffer.capacity());
-        if let Some(smallest) = smallest.filter(|s| s.capacity() < buffer.capacity()) {
-            *smallest = buffer;
+        if free.bytes + buffer.capacity() <= POOLED_BYTES_MAX {
+            free.bytes += buffer.capacity();
+            free.buffers.push(buffer);
         }
     }
 
     /// Frees what waits.
     pub fn clear(&self) {
-        self.free.lock().clear();
+        *self.free.lock() = Free::default();
     }
 }
 
@@ -323,6 +329,12 @@ impl Block {
             BlockBytes::Pooled(buffer, _) => buffer.capacity(),
             BlockBytes::Own(bytes) => bytes.len(),
         }
+    }
+
+    /// Whether more than half of the memory that it takes is not needed once the first `len` of its
+    /// bytes are all that is needed still.
+    pub fn is_mostly_padding(&self, len: usize) -> bool {
+        matches!(&self.0, BlockBytes::Pooled(buffer, _) if buffer.capacity() / 2 > len)
     }
 
     /// Takes from now on no more memory than the first `len` of its bytes, which are all that is
