@@ -41,6 +41,9 @@ pub struct Gathered<S> {
     stream: S,
     /// Read and not asked for yet.
     ahead: BytesMut,
+    /// The last read was a large one: what comes is in large frames, whose heads are read alone,
+    /// because what would be read ahead of them is copied.
+    was_large: bool,
     /// Written and not sent yet.
     gathered: BytesMut,
     /// When it last sent something.
@@ -57,6 +60,7 @@ impl<S> Gathered<S> {
         Gathered {
             stream,
             ahead: BytesMut::new(),
+            was_large: false,
             gathered: BytesMut::new(),
             last_sent: None,
             is_fresh: false,
@@ -113,7 +117,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gathered<S> {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.ahead.is_empty() {
-            if buffer.remaining() >= AHEAD_BYTES {
+            let is_large = buffer.remaining() >= AHEAD_BYTES;
+            if std::mem::replace(&mut this.was_large, is_large) || is_large {
                 return Pin::new(&mut this.stream).poll_read(context, buffer);
             }
             this.ahead.reserve(AHEAD_BYTES);

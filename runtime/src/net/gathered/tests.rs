@@ -132,6 +132,14 @@ fn a_read_takes_what_has_come_and_an_idle_connection_holds_nothing() {
     case.connection.stream.incoming.extend_from_slice(&sent);
     assert_eq!(case.read(40_000).map(|part| part.len()), Some(30_000));
     assert_eq!(case.held_bytes(), 0, "a large read needs no buffer");
+    case.connection.stream.incoming.extend_from_slice(&sent);
+    assert_eq!(case.read(1_000), Some(sent[..1_000].to_vec()));
+    assert_eq!(case.held_bytes(), 0, "nor what comes right behind one");
+    assert_eq!(case.read(1_000), Some(sent[1_000..2_000].to_vec()));
+    assert!(
+        case.held_bytes() > 0,
+        "small reads take what has come again"
+    );
 }
 
 /// HTTP/2 flushes behind each large frame, and once more at the end of a turn.
