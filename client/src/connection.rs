@@ -1,8 +1,8 @@
 //! The connections to each broker address, made when they are first needed and made again after a
 //! failure. The first one counts only after the handshake of versions and features; more are made
-//! as streams need them (`lanes.rs`).
+//! as streams need them (`channels.rs`).
 
-mod lanes;
+mod channels;
 mod secret;
 
 use std::collections::HashMap;
@@ -27,8 +27,8 @@ use tonic::transport::{Channel, Endpoint};
 use crate::credentials::{Credentials, Shown};
 use crate::error::{ClientError, Outcome, Result};
 
-use lanes::Lanes;
-pub(crate) use lanes::{Kind, Slot as StreamSlot};
+use channels::Channels;
+pub(crate) use channels::{Kind, Slot as StreamSlot};
 pub(crate) use secret::Secret;
 
 /// Bytes that may be under way before the peer must say that it has read some.
@@ -86,7 +86,7 @@ pub(crate) struct Connection {
     credential: Shown,
     timeout: Duration,
     tls: Arc<Secret>,
-    lanes: Arc<Lanes>,
+    channels: Arc<Channels>,
     /// Tells this connection from a later one to the same address.
     token: Arc<()>,
 }
@@ -213,7 +213,7 @@ impl Pool {
         {
             return Err(error.clone());
         }
-        // Boxed: it is large and rare, and every call would have room for it.
+        // Boxed: it is large and rare, and every call's future would reserve its size.
         let dialed = Box::pin(dial(&url, self.connect_timeout, &self.tls, credential)).await;
         slot.attempts.fetch_add(1, Ordering::Release);
         match dialed {
@@ -238,7 +238,7 @@ impl Connection {
         kind: Kind,
     ) -> Result<(BrokerClient<Authorized>, StreamSlot)> {
         let dial = || connect(&self.url, self.timeout, &self.tls);
-        let (channel, slot) = self.lanes.take(kind, dial).await?;
+        let (channel, slot) = self.channels.take(kind, dial).await?;
         let client = BrokerClient::new(self.authorized(channel))
             .max_decoding_message_size(FRAME_BYTES_MAX)
             .max_encoding_message_size(FRAME_BYTES_MAX);
@@ -370,7 +370,7 @@ async fn dial(
     }
     Ok(Connection {
         url: Arc::clone(url),
-        lanes: Arc::new(Lanes::new(
+        channels: Arc::new(Channels::new(
             channel.clone(),
             response.streams_per_connection_max,
         )),

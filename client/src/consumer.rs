@@ -2,7 +2,7 @@
 //!
 //! Each partition has an [`inbox`], which is plain state; the transport pulls requests out of it
 //! ([`requests`]), one task per partition puts deliveries in and reconnects ([`session`]), and the
-//! [`receiver`] lets the partitions take turns.
+//! [`receiver`] takes from the partitions in round-robin order.
 
 mod acks;
 pub(crate) mod credit;
@@ -28,7 +28,7 @@ use aquifer_model::topic::{ConsumerName, SubscriptionName};
 use crate::context::Context;
 use crate::error::{ClientError, Result};
 use crate::message::{Damaged, ReceivedMessage};
-use acks::{AckOutcome, Acknowledged, settled};
+use acks::{AckOutcome, Acknowledged, resolved};
 use credit::Amount;
 use handle::Handle;
 use settings::{Purpose, Settings, Subscription};
@@ -212,7 +212,7 @@ impl Consumer {
 
     /// Passes over messages that cannot be read: they count as acknowledged and do not come again.
     pub fn ack_damaged(&self, damaged: &Damaged) -> PendingAck {
-        let mut outcome = settled(Ok(()));
+        let mut outcome = resolved(Ok(()));
         // Confirmed in order: the last one stands for all.
         for ranges in damaged.ranges.chunks(ACK_RANGES_MAX) {
             let what = Acknowledged::Ranges(ranges);
@@ -261,7 +261,7 @@ impl Consumer {
     pub fn ack_cumulative(&self, message: &ReceivedMessage) -> PendingAck {
         if !self.keeps_order {
             let text = "a shared subscription has no order to acknowledge cumulatively: use ack";
-            return PendingAck::new(settled(Err(ClientError::Invalid(text.to_owned()))));
+            return PendingAck::new(resolved(Err(ClientError::Invalid(text.to_owned()))));
         }
         let what = Acknowledged::UpTo(message.index.0);
         PendingAck::new(self.handle.receiver.ack(message.origin, what))
@@ -292,7 +292,7 @@ impl Consumer {
         self.handle.receiver.is_active()
     }
 
-    /// Waits until acknowledgements that are in flight are settled, and ends the consumer.
+    /// Waits until acknowledgements that are in flight are resolved, and ends the consumer.
     ///
     /// # Errors
     /// `Timeout` when the broker does not let go in time; the consumer is closed either way.

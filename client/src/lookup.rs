@@ -256,7 +256,7 @@ impl Target {
     }
 
     /// The redirect led to a broker that serves.
-    pub(crate) fn settled(&mut self) {
+    pub(crate) fn served(&mut self) {
         self.hops = 0;
         self.failures = 0;
         self.refusals = 0;
@@ -278,7 +278,7 @@ mod tests {
         let mut target = Target::default();
         let followed = (0..10).filter(|_| target.follow(&redirect)).count();
         assert_eq!(followed, usize::try_from(HOPS_MAX).unwrap());
-        target.settled();
+        target.served();
         assert!(target.follow(&redirect));
         assert!(!target.follow(&ClientError::closed("x")));
         assert_eq!(target.redirect, None);

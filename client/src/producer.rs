@@ -3,11 +3,11 @@
 //! Each partition has a [`queue`], which is plain state; the transport pulls frames out of it
 //! ([`frames`]) and one task puts receipts back and reconnects ([`session`]).
 
+mod budget;
 mod frames;
 mod handle;
 mod partition;
 mod queue;
-mod room;
 mod router;
 mod session;
 mod settings;

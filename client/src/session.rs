@@ -211,7 +211,7 @@ async fn establish<S: Session>(session: &S, target: &mut Target) -> Result<Live<
         Err(error) => return Err(forget_broken(session, &connection, error).await),
     };
     session.opened(number, opened)?;
-    target.settled();
+    target.served();
     Ok(Live {
         connection,
         responses,

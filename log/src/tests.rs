@@ -481,7 +481,7 @@ async fn appends_go_on_when_a_rollover_is_due_and_metadata_is_away() {
     owner.append_all(0..5).await;
     world.store.set_silent(true);
     for tag in 5..20 {
-        // Time is not real here: it ends when everybody waits.
+        // Time is not real here: it ends when all tasks wait.
         let patience = std::time::Duration::from_secs(60);
         let append = owner.append_all(tag..tag + 1);
         let appended = aquifer_runtime::clock::timeout(patience, append).await;

@@ -9,9 +9,9 @@ use futures::FutureExt;
 
 use crate::context::RepairContext;
 
-/// From the first news to a look at all of them: changes come in crowds, and most are done by
+/// From the first news to a look at all of them: changes come in bursts, and most are done by
 /// then by the process that began them.
-const SETTLE: Duration = Duration::from_secs(1);
+const COALESCE: Duration = Duration::from_secs(1);
 
 /// Waits for changes below a prefix, or for time to pass where the store does not tell.
 pub struct News {
@@ -48,7 +48,7 @@ impl News {
             self.watch = None;
         }
         if next.is_ok() {
-            clock::sleep(SETTLE).await;
+            clock::sleep(COALESCE).await;
         }
         // What came meanwhile is looked at together.
         while let Some(watch) = &mut self.watch

@@ -1,6 +1,6 @@
 //! Many topics at once, each with a slow producer and a consumer that acknowledges and waits for
 //! the confirmation, while other consumers come and go: when brokers hand hundreds of topics over,
-//! each waits for its turn, and what was confirmed must not come again (I9, H21).
+//! each waits until it is loaded, and what was confirmed must not come again (I9, H21).
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -293,10 +293,12 @@ async fn of_brokers(
         Kind::MoveBundles => move_bundles(cluster, rng).await,
         Kind::StaleBroker => {
             cluster.brokers[first].signal(Signal::STOP)?;
-            let went_on = traffic.goes_on(TAKEOVER, || cluster.revive()).await;
+            let progress = traffic
+                .wait_for_progress(TAKEOVER, || cluster.revive())
+                .await;
             // It believes that it owns what it owned, and may try whatever it had begun.
             cluster.brokers[first].signal(Signal::CONT)?;
-            went_on.context("taking over from a paused broker")?;
+            progress.context("taking over from a paused broker")?;
         }
         _ => {
             let broker = cluster.brokers[first].host;
@@ -399,8 +401,8 @@ fn cuts(cluster: &Cluster, injected: &Injected, bookie: usize, rng: &dyn Rng) ->
         _ => {
             let peers = (0..BOOKIES).filter(|at| *at != bookie).map(host);
             let brokers = cluster.brokers.iter().map(|node| node.host);
-            let everybody = etcd.chain(peers).chain(brokers).chain([CLIENTS]);
-            everybody.flat_map(|host| both_ways(own, host)).collect()
+            let all = etcd.chain(peers).chain(brokers).chain([CLIENTS]);
+            all.flat_map(|host| both_ways(own, host)).collect()
         }
     }
 }
@@ -418,11 +420,11 @@ pub async fn hold(injected: &Injected, cluster: &mut Cluster, time: Duration) ->
         sleep(time).await;
         return Ok(());
     }
-    const TURNS: u32 = 6;
-    for turn in 0..TURNS {
-        sleep(time / TURNS).await;
+    const CHANGES: u32 = 6;
+    for change in 0..CHANGES {
+        sleep(time / CHANGES).await;
         // An odd number of changes is left to what heals it: it ends cut, as it began.
-        match turn % 2 {
+        match change % 2 {
             0 => cluster.network.mend(&injected.cuts)?,
             _ => cluster.network.cut(&injected.cuts)?,
         }

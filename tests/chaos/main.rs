@@ -137,7 +137,7 @@ async fn run(args: &Args) -> Result<()> {
     let config = cluster::BOOKIE_CONFIG.to_owned() + repair;
     let mut run = Run {
         rng: SeededRng::new(seed),
-        deck: Vec::new(),
+        remaining: Vec::new(),
         kinds: kinds(&args.faults)?,
         cluster: Cluster::start(&path, binary(), &config)?,
         counts: BTreeMap::new(),
@@ -171,8 +171,8 @@ fn kinds(names: &[String]) -> Result<Vec<Kind>> {
 struct Run {
     rng: SeededRng,
     kinds: Vec<Kind>,
-    /// Faults that have not had their turn: each comes as often as the others.
-    deck: Vec<Kind>,
+    /// Faults that have not come in this round: each comes as often as the others.
+    remaining: Vec<Kind>,
     cluster: Cluster,
     counts: BTreeMap<String, u64>,
     slowest_heal: Duration,
@@ -185,7 +185,7 @@ impl Run {
         let limit = Duration::from_secs(args.heal_seconds);
         policy::set(&mut self.cluster).await?;
         let traffic = Traffic::start(&mut self.cluster, args.rate, args.crowd)?;
-        self.settle(&traffic, Duration::from_secs(120))
+        self.recover(&traffic, Duration::from_secs(120))
             .await
             .context("at the start")?;
         let started = traffic.now();
@@ -199,7 +199,7 @@ impl Run {
                 let began = traffic.now();
                 acknowledged_in_outage = self.long_outage(args, &traffic).await?;
                 outage = traffic.now() - began;
-                self.settle(&traffic, limit)
+                self.recover(&traffic, limit)
                     .await
                     .context("after the long outage")?;
             }
@@ -207,7 +207,7 @@ impl Run {
         }
         let seconds = (traffic.now() - started).as_secs();
         eprintln!("{} acknowledged; auditing", traffic.acknowledged());
-        self.settle(&traffic, limit).await?;
+        self.recover(&traffic, limit).await?;
         let acknowledged = traffic.acknowledged();
         let history = traffic.finish(Duration::from_secs(120)).await?;
         self.cluster.kill_consumers()?;
@@ -253,7 +253,7 @@ impl Run {
             let second = self.draw();
             match kinds[0].goes_with(second) {
                 true => kinds.push(second),
-                false => self.deck.push(second),
+                false => self.remaining.push(second),
             }
         }
         // Those that need a certain bookie choose before those that take any.
@@ -278,25 +278,25 @@ impl Run {
         for fault in injected {
             fault::heal(fault, &mut self.cluster).await?;
         }
-        self.settle(traffic, limit).await
+        self.recover(traffic, limit).await
     }
 
     fn draw(&mut self) -> Kind {
-        if self.deck.is_empty() {
-            self.deck.clone_from(&self.kinds);
+        if self.remaining.is_empty() {
+            self.remaining.clone_from(&self.kinds);
         }
-        let at = self.rng.below(self.deck.len() as u64);
-        self.deck
+        let at = self.rng.below(self.remaining.len() as u64);
+        self.remaining
             .swap_remove(usize::try_from(at).unwrap_or_default())
     }
 
     /// Waits until every client continues. A bookie that damage keeps from starting is given up
     /// after a few attempts, as an operator would: another one takes its place.
-    async fn settle(&mut self, traffic: &Traffic, limit: Duration) -> Result<()> {
+    async fn recover(&mut self, traffic: &Traffic, limit: Duration) -> Result<()> {
         const ATTEMPTS: u32 = 5;
         let cluster = &mut self.cluster;
         let replaced = &mut self.replaced;
-        let took = traffic.goes_on(limit, || {
+        let took = traffic.wait_for_progress(limit, || {
             cluster.revive()?;
             if cluster.bookies[cluster::UNLUCKY].node.ended >= ATTEMPTS {
                 *replaced += 1;
@@ -313,27 +313,27 @@ impl Run {
     async fn long_outage(&mut self, args: &Args, traffic: &Traffic) -> Result<u64> {
         audit::ensembles_are_whole(&mut self.cluster).await?;
         let limit = Duration::from_secs(args.heal_seconds);
-        self.settle(traffic, limit).await?;
+        self.recover(traffic, limit).await?;
         eprintln!("  etcd is away for {} s", args.outage_seconds);
         let (mut taken, rng) = (Vec::new(), &self.rng);
         let kind = Kind::EtcdOutage;
         let outage = fault::inject(kind, &mut self.cluster, traffic, rng, &mut taken).await?;
         let before = traffic.acknowledged();
-        let everybody = traffic.goes_on(limit, || Ok(()));
-        everybody.await.context("H8: etcd is away")?;
+        let progress = traffic.wait_for_progress(limit, || Ok(()));
+        progress.await.context("H8: etcd is away")?;
         let third = Duration::from_secs(args.outage_seconds) / 3;
         sleep(third).await;
         let bookie = usize::try_from(self.rng.below(cluster::BOOKIES as u64))?;
         self.cluster.bookies[bookie].node.kill()?;
         let at_kill = traffic.acknowledged();
-        let everybody = traffic.goes_on(limit, || Ok(()));
-        everybody.await.context("H8: etcd and a bookie are away")?;
+        let progress = traffic.wait_for_progress(limit, || Ok(()));
+        progress.await.context("H8: etcd and a bookie are away")?;
         let broker = usize::try_from(self.rng.below(cluster::BROKERS as u64))?;
         self.cluster.brokers[broker].signal(Signal::STOP)?;
         sleep(PAUSED).await;
         self.cluster.brokers[broker].signal(Signal::CONT)?;
-        let everybody = traffic.goes_on(limit, || Ok(()));
-        everybody.await.context("H8: a broker was paused")?;
+        let progress = traffic.wait_for_progress(limit, || Ok(()));
+        progress.await.context("H8: a broker was paused")?;
         sleep(third).await;
         let after_kill = traffic.acknowledged();
         self.cluster.bookies[bookie]
@@ -345,8 +345,8 @@ impl Run {
             "  {acknowledged} acknowledged meanwhile, {} with a bookie dead",
             after_kill - at_kill
         );
-        let everybody = traffic.goes_on(limit, || Ok(()));
-        everybody
+        let progress = traffic.wait_for_progress(limit, || Ok(()));
+        progress
             .await
             .context("H8: etcd is away, the bookie is back")?;
         fault::heal(outage, &mut self.cluster).await?;

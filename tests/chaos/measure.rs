@@ -43,7 +43,7 @@ pub const REPAIR_CONFIG: &str = "check_cycle_ms = 0\nrepair_bytes_per_second = 2
 pub async fn run(cluster: &mut Cluster, rng: &SeededRng, rate: u64, bulk_bytes: u64) -> Result<()> {
     let traffic = Traffic::start(cluster, rate, 0)?;
     traffic
-        .goes_on(LIMIT, || cluster.revive())
+        .wait_for_progress(LIMIT, || cluster.revive())
         .await
         .context("at the start")?;
     let killed = pauses(cluster, &traffic, rng, Kind::KillBookie, KILLS, KILLED).await?;
@@ -78,7 +78,9 @@ async fn pauses(
         hit += u64::from(found.iter().any(|gap| *gap > Duration::from_millis(100)));
         gaps.extend(found);
         fault::heal(injected, cluster).await?;
-        traffic.goes_on(LIMIT, || cluster.revive()).await?;
+        traffic
+            .wait_for_progress(LIMIT, || cluster.revive())
+            .await?;
     }
     gaps.sort_unstable();
     let at = |share: usize| {
@@ -168,7 +170,7 @@ async fn publish_bulk(cluster: &Cluster, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// The bookie whose disk has the least room.
+/// The bookie whose disk has the least free space.
 fn fullest(cluster: &Cluster) -> Result<usize> {
     let mut found = None;
     for at in 0..BOOKIES {

@@ -251,7 +251,7 @@ impl Traffic {
     ///
     /// # Errors
     /// P16: names those that have not within `limit`.
-    pub async fn goes_on(
+    pub async fn wait_for_progress(
         &self,
         limit: Duration,
         mut meanwhile: impl FnMut() -> Result<()>,

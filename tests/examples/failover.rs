@@ -59,7 +59,7 @@ async fn measure(topics: usize, pace: Duration) -> Result<()> {
     let mut cluster = Cluster::start_with(&folder.path().join("cluster"), &dev, &off)?;
     let client = client(&cluster)?;
     let load = Load::start(&client, topics, pace);
-    load.everybody_goes_on(LIMIT).await?;
+    load.wait_for_progress(LIMIT).await?;
     let consumers = Consumers::start(&client, topics);
     let come = || consumers.newcomers(client.clone(), NEWCOMER);
     eprintln!("{topics} topics are open");
@@ -69,7 +69,7 @@ async fn measure(topics: usize, pace: Duration) -> Result<()> {
     let killed = phase(&load, async {
         let _come = come();
         cluster.kill("broker-1")?;
-        load.everybody_goes_on(LIMIT).await
+        load.wait_for_progress(LIMIT).await
     })
     .await?;
     cluster.start_again("broker-1")?;
@@ -133,7 +133,7 @@ async fn owns_all(cluster: &Cluster, client: &Client, load: &Load, broker: &str)
 async fn give_all(cluster: &Cluster, client: &Client, load: &Load, broker: &str) -> Result<()> {
     let admin = client.admin();
     cluster.give_all(&admin, NAMESPACE, broker).await?;
-    load.everybody_goes_on(LIMIT).await
+    load.wait_for_progress(LIMIT).await
 }
 
 /// A client that knows every broker.
@@ -151,7 +151,7 @@ async fn phase(load: &Load, happens: impl Future<Output = Result<()>>) -> Result
     load.forget();
     let (began, acknowledged) = (SystemClock.monotonic(), load.acknowledged());
     happens.await?;
-    load.everybody_goes_on(LIMIT).await?;
+    load.wait_for_progress(LIMIT).await?;
     sleep(QUIET).await;
     let acknowledged = load.acknowledged() - acknowledged;
     let (mut longest, mut all) = load.latencies();

@@ -52,13 +52,13 @@ async fn measure(topics: usize, pace: Duration) -> Result<()> {
     std::fs::write(&inventory, lines(&cluster))?;
     let client = cluster.client()?;
     let load = Load::start(&client, topics, pace);
-    load.everybody_goes_on(LIMIT).await?;
+    load.wait_for_progress(LIMIT).await?;
     load.forget();
     let (began, acknowledged) = (SystemClock.monotonic(), load.acknowledged());
     let metadata = cluster.metadata()?;
     let restarted = tokio::task::spawn_blocking(move || restart(&inventory, &metadata));
     restarted.await??;
-    load.everybody_goes_on(LIMIT).await?;
+    load.wait_for_progress(LIMIT).await?;
     sleep(QUIET).await;
     let seconds = (SystemClock.monotonic() - began).as_secs();
     let acknowledged = load.acknowledged() - acknowledged;

@@ -98,7 +98,7 @@ async fn measure(topics: usize, active: usize, rate: f64) -> Result<()> {
     let served = load_all(&admin, topics)
         .await
         .context("after the owner of all was killed")?;
-    load.everybody_goes_on().await?;
+    load.wait_for_progress().await?;
     eprintln!("served again: {served}");
     let after_failover = sizes(&cluster, &etcd)?;
     load.stop().await?;

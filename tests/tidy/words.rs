@@ -24,7 +24,7 @@ const ANYWHERE: [(&str, &str); 3] = [
 ];
 
 /// What a sentence says better in another way. Whole words, in any case.
-const UNCLEAR: [(&str, &str); 17] = [
+const UNCLEAR: [(&str, &str); 22] = [
     (concat!("so ", "many"), "say how many, or `this many`"),
     (
         concat!("on its ", "way"),
@@ -55,6 +55,17 @@ const UNCLEAR: [(&str, &str); 17] = [
     (concat!("doo", "med"), "say `what is being deleted`"),
     (concat!("th", "in"), "say `incomplete`: a copy, a ledger"),
     (concat!("some", "one"), "name it: another client, a process"),
+    (
+        concat!("every", "body"),
+        "name it: every client, all bookies",
+    ),
+    (
+        concat!("set", "tle"),
+        "say `complete`, `resolve`, or what is awaited",
+    ),
+    (concat!("set", "tles"), "say `completes`, or `resolves`"),
+    (concat!("set", "tled"), "say `completed`, or `resolved`"),
+    (concat!("set", "tling"), "say `completing`, or `resolving`"),
 ];
 
 /// Directories and files without unclear words and with comments of at most [`COMMENT_WIDTH`].

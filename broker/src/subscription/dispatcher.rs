@@ -104,8 +104,8 @@ impl Dispatcher {
             return;
         }
         self.unacked = unacked;
-        let everybody: Vec<ConsumerId> = self.consumers.keys().copied().collect();
-        for consumer in everybody {
+        let consumers: Vec<ConsumerId> = self.consumers.keys().copied().collect();
+        for consumer in consumers {
             self.wake(consumer);
         }
     }
@@ -223,8 +223,8 @@ impl Dispatcher {
         self.replay.clear();
         self.held_back.take_all();
         self.damaged.clear();
-        let everybody: Vec<ConsumerId> = self.consumers.keys().copied().collect();
-        for consumer in everybody {
+        let consumers: Vec<ConsumerId> = self.consumers.keys().copied().collect();
+        for consumer in consumers {
             self.wake(consumer);
         }
     }

@@ -110,7 +110,7 @@ impl Consuming<'_> {
             progress.add(printed);
             left = left.saturating_sub(printed);
         }
-        self.settle().await?;
+        self.acknowledge_rest().await?;
         drop(progress);
         close(self.consumer.close().await)?;
         self.damage.end()
@@ -163,7 +163,7 @@ impl Consuming<'_> {
     }
 
     /// Acknowledges what was printed and came back, when nothing more is to be printed.
-    async fn settle(&mut self) -> Result<(), CliError> {
+    async fn acknowledge_rest(&mut self) -> Result<(), CliError> {
         let deadline = SystemClock.monotonic().saturating_add(self.patience);
         while !self.printed.is_empty() {
             let batch = self.receive(BATCH_MESSAGES).await?.unwrap_or_default();

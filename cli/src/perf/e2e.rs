@@ -13,8 +13,8 @@ use crate::perf::receive::{ReceiveLoad, Received};
 use crate::perf::{Counted, Report};
 
 /// How long the consumers may take for what is left when publishing has ended.
-const REST_MAX: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(5);
+const DRAIN_MAX: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What came of it.
 #[derive(Debug, Clone)]
@@ -80,12 +80,12 @@ pub async fn run(
     let behind_at_end = expected.saturating_sub(receiving.total());
     // Copies are exact: what failed to be published may still arrive, and is then not waited for.
     receiving.end_after(expected);
-    let deadline = SystemClock.monotonic() + REST_MAX;
+    let deadline = SystemClock.monotonic() + DRAIN_MAX;
     while !receiving.is_finished() {
         if SystemClock.monotonic() > deadline {
             receiving.stop();
         }
-        sleep(LOOK).await;
+        sleep(POLL_INTERVAL).await;
     }
     let mut all = Received::all(&receiving.finish().await?);
     all.counted.errors = expected.saturating_sub(all.counted.messages) + published.counted.errors;

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use crate::exit::CliError;
 
 /// Below this the operating system's timers are not worth a wake-up.
-const NAP_MIN: Duration = Duration::from_micros(50);
+const SLEEP_MIN: Duration = Duration::from_micros(50);
 
 /// A schedule: message `n` is due `n / rate` after the start.
 #[derive(Debug, Clone, Copy)]
@@ -81,7 +81,7 @@ impl Pacer {
                 ticks.add_permits(more.min(Semaphore::MAX_PERMITS - ticks.available_permits()));
                 drop(ticks);
                 issued = due;
-                nap(schedule.due(issued).saturating_sub(elapsed).max(NAP_MIN));
+                sleep(schedule.due(issued).saturating_sub(elapsed).max(SLEEP_MIN));
             }
         })
         .map_err(|error| CliError::failed(format!("cannot start a thread: {error}")))?;
@@ -119,7 +119,7 @@ impl Pacer {
     clippy::disallowed_methods,
     reason = "the pacing thread exists to sleep more finely than the runtime's timers do"
 )]
-fn nap(duration: Duration) {
+fn sleep(duration: Duration) {
     std::thread::sleep(duration.min(Duration::from_millis(100)));
 }
 

@@ -131,21 +131,21 @@ impl Sender {
         let mut reported = 0;
         while self.wants_more() {
             if self.waiting.len() >= self.load.window {
-                self.settle_oldest().await;
+                self.complete_oldest().await;
             } else if !self.send_next().await {
                 break;
             }
-            self.settle_ready().await;
+            self.complete_ready().await;
             on_acknowledged(self.published.counted.messages - reported);
             reported = self.published.counted.messages;
         }
         while !self.waiting.is_empty() {
-            self.settle_oldest().await;
+            self.complete_oldest().await;
         }
         on_acknowledged(self.published.counted.messages - reported);
         self.published.counted.elapsed = SystemClock.monotonic().saturating_sub(start);
         if self.producer.close().await.is_err() {
-            tracing::debug!("producer closed with an error; every message was settled before");
+            tracing::debug!("producer closed with an error; every message had its outcome before");
         }
         self.published
     }
@@ -160,8 +160,8 @@ impl Sender {
     /// Sends a burst, or what is due. False when the producer takes nothing any more.
     async fn send_next(&mut self) -> bool {
         let Some(pacer) = &mut self.pacer else {
-            let room = self.load.window - self.waiting.len();
-            for _ in 0..room.min(BURST) {
+            let free = self.load.window - self.waiting.len();
+            for _ in 0..free.min(BURST) {
                 if self.left == 0 {
                     break;
                 }
@@ -186,7 +186,7 @@ impl Sender {
             // Acknowledgements are looked at as they come, not when the next message is due.
             stored = oldest => {
                 if let Some((due, _)) = self.waiting.pop_front() {
-                    self.settle(due, stored);
+                    self.complete(due, stored);
                 }
                 true
             }
@@ -214,26 +214,26 @@ impl Sender {
         }
     }
 
-    async fn settle_oldest(&mut self) {
+    async fn complete_oldest(&mut self) {
         if let Some((due, pending)) = self.waiting.pop_front() {
             let result = pending.await;
-            self.settle(due, result.is_ok());
+            self.complete(due, result.is_ok());
         }
     }
 
     /// Takes the acknowledgements that are there already.
-    async fn settle_ready(&mut self) {
+    async fn complete_ready(&mut self) {
         while let Some((due, pending)) = self.waiting.front_mut() {
             let due = *due;
             let std::task::Poll::Ready(result) = futures::poll!(pending) else {
                 return;
             };
             self.waiting.pop_front();
-            self.settle(due, result.is_ok());
+            self.complete(due, result.is_ok());
         }
     }
 
-    fn settle(&mut self, due: Duration, stored: bool) {
+    fn complete(&mut self, due: Duration, stored: bool) {
         if stored {
             let latency = SystemClock.monotonic().saturating_sub(due);
             self.published.latencies.record(latency);

@@ -17,7 +17,7 @@ use crate::perf::stamp::Payload;
 /// Messages that are received and acknowledged together.
 const BATCH_MESSAGES: usize = 10_000;
 /// How often a consumer that receives nothing looks whether it should end.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A group of consumers that run until told to stop.
 #[derive(Debug, Clone)]
@@ -209,7 +209,11 @@ impl Receiver {
         let mut acknowledging = None;
         while !self.is_over() {
             let asked = SystemClock.monotonic();
-            let batch = match self.consumer.receive_batch(BATCH_MESSAGES, LOOK).await {
+            let batch = match self
+                .consumer
+                .receive_batch(BATCH_MESSAGES, POLL_INTERVAL)
+                .await
+            {
                 Ok(batch) => batch,
                 Err(ClientError::Damaged(damaged)) => {
                     self.received.counted.errors += damaged.messages();

@@ -13,12 +13,12 @@ use aquifer_model::limits::ACK_RANGES_MAX;
 use aquifer_proto::v1;
 use aquifer_runtime::clock::Instant;
 
+use crate::completion::Completion;
 use crate::error::{ClientError, Outcome, Result};
-use crate::settle::Settle;
 use crate::wake::Wakers;
 
 /// The shared outcome of acknowledgements that travel together.
-pub(crate) type AckOutcome = Settle<Result<()>>;
+pub(crate) type AckOutcome = Completion<Result<()>>;
 
 /// A set of indexes as ranges that neither touch nor overlap.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -237,7 +237,7 @@ impl Acks {
             .map(|group| group.made_at)
     }
 
-    /// The newest outcome that is not settled.
+    /// The newest outcome that is not resolved.
     pub(crate) fn newest(&self) -> Option<Arc<AckOutcome>> {
         let under_way = self.under_way.as_ref().map(|(_, group)| group);
         let newest = self.waiting.back().or(under_way)?;
@@ -270,8 +270,8 @@ impl Acks {
     }
 }
 
-/// An outcome that is settled from the start.
-pub(crate) fn settled(result: Result<()>) -> Arc<AckOutcome> {
+/// An outcome that is resolved from the start.
+pub(crate) fn resolved(result: Result<()>) -> Arc<AckOutcome> {
     let outcome = AckOutcome::default();
     outcome.set(result);
     Arc::new(outcome)

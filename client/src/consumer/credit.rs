@@ -43,8 +43,8 @@ impl Credit {
     /// Whether half of the queue can be granted again.
     pub(crate) fn is_due(&self) -> bool {
         let due = |queue: u64, consumed: u64, granted: u64| {
-            let room = consumed.saturating_add(queue).saturating_sub(granted);
-            room >= queue.div_ceil(2)
+            let missing = consumed.saturating_add(queue).saturating_sub(granted);
+            missing >= queue.div_ceil(2)
         };
         due(
             self.queue.messages,

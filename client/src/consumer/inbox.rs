@@ -28,16 +28,16 @@ use self::arrivals::Arrivals;
 use self::role::Role;
 use self::seek::PendingSeek;
 use crate::batch::Delivered;
-use crate::consumer::acks::{AckOutcome, Acknowledged, Acks, Epochs, settled, void};
+use crate::completion::Completion;
+use crate::consumer::acks::{AckOutcome, Acknowledged, Acks, Epochs, resolved, void};
 use crate::consumer::credit::Amount;
 use crate::consumer::settings::Purpose;
 use crate::error::{ClientError, Outcome, Result};
 use crate::message::{Origin, ReceivedMessage};
-use crate::settle::Settle;
 use crate::wake::Wakers;
 
 /// The shared outcome of a seek.
-pub(crate) type SeekOutcome = Settle<Result<Index>>;
+pub(crate) type SeekOutcome = Completion<Result<Index>>;
 
 /// See the module.
 #[derive(Debug)]
@@ -313,11 +313,11 @@ impl Inbox {
         };
         let epochs = self.epochs();
         let Role::Subscriber(subscriber) = &mut self.role else {
-            return settled(Err(foreign()));
+            return resolved(Err(foreign()));
         };
         if of != epochs {
             let error = void(of, epochs, Outcome::NotApplied);
-            return settled(Err(error));
+            return resolved(Err(error));
         }
         let outcome = subscriber.ack(of, what, now);
         if self.is_subscribed && subscriber.acks.is_due() {

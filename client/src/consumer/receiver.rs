@@ -1,4 +1,4 @@
-//! What the partitions of one consumer or reader share: the inboxes, the turn that they take, and
+//! What the partitions of one consumer or reader share: the inboxes, their round-robin order, and
 //! the calls that wait for a message.
 
 use std::collections::VecDeque;
@@ -13,7 +13,8 @@ use aquifer_proto::{PROTOCOL_VERSION, v1};
 use aquifer_runtime::clock::Instant;
 use tokio::sync::Notify;
 
-use crate::consumer::acks::{AckOutcome, Acknowledged, settled};
+use crate::completion::Completion;
+use crate::consumer::acks::{AckOutcome, Acknowledged, resolved};
 use crate::consumer::credit::Amount;
 use crate::consumer::inbox::{Inbox, foreign};
 use crate::consumer::settings::{Purpose, Settings};
@@ -21,7 +22,6 @@ use crate::context::Context;
 use crate::error::{ClientError, Outcome, Result};
 use crate::message::{Origin, ReceivedMessage};
 use crate::retry::{Backoff, Deadline};
-use crate::settle::Settle;
 use crate::wake::{Guarded, Wakers};
 
 /// A partition's share of the queue is at least this.
@@ -34,17 +34,17 @@ const SHARE_MIN: Amount = Amount {
 pub(crate) struct Receiver {
     pub(crate) context: Arc<Context>,
     pub(crate) settings: Settings,
-    /// No other lock is taken under this one but those of [`Settle`], under which none is.
+    /// No other lock is taken under this one but those of [`Completion`], under which none is.
     state: Guarded<State>,
     /// Something arrived, or there is nothing more to wait for.
     changed: Notify,
     /// Session tasks that have ended, one per partition.
-    ended: Vec<Settle<()>>,
+    ended: Vec<Completion<()>>,
 }
 
 struct State {
     inboxes: Vec<Inbox>,
-    /// Partitions that have something, each once, in the order in which they take turns.
+    /// Partitions that have something, each once, in round-robin order.
     ready: VecDeque<usize>,
     is_ready: Vec<bool>,
     failed: Option<ClientError>,
@@ -61,7 +61,7 @@ impl State {
         }
     }
 
-    /// The next message of the partitions that have something, which take turns.
+    /// The next message of the partitions that have something, in round-robin order.
     fn take(&mut self, wakers: &mut Wakers) -> Option<Result<ReceivedMessage>> {
         if let Some(error) = &self.failed {
             return Some(Err(error.clone()));
@@ -116,7 +116,7 @@ impl Receiver {
                 kept: None,
             }),
             changed: Notify::new(),
-            ended: (0..count).map(|_| Settle::default()).collect(),
+            ended: (0..count).map(|_| Completion::default()).collect(),
             context,
             settings,
         }
@@ -177,7 +177,7 @@ impl Receiver {
         }
     }
 
-    /// A message that is there now; the partitions take turns.
+    /// A message that is there now, of the partitions in round-robin order.
     pub(crate) fn try_take(&self) -> Option<Result<ReceivedMessage>> {
         self.state.change(State::take)
     }
@@ -217,11 +217,11 @@ impl Receiver {
         self.state.change(|state, wakers| {
             if let Some(error) = &state.failed {
                 let error = error.clone().with_outcome(Outcome::NotApplied);
-                return settled(Err(error));
+                return resolved(Err(error));
             }
             match state.inboxes.get_mut(origin.partition) {
                 Some(inbox) => inbox.ack(origin, what, Instant::now(), wakers),
-                None => settled(Err(foreign())),
+                None => resolved(Err(foreign())),
             }
         })
     }

@@ -73,7 +73,7 @@ impl Settings {
     /// Whether every setting is within its bounds.
     pub(crate) fn check(&self) -> Result<()> {
         if self.queue.messages == 0 || self.queue.bytes == 0 {
-            let text = "the queue must have room for a message and a byte";
+            let text = "the queue must hold at least one message and one byte";
             return Err(ClientError::Invalid(text.to_owned()));
         }
         Ok(())

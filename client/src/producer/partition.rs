@@ -1,4 +1,4 @@
-//! A producer on one topic or partition: its queue, its room, and its identity to the broker.
+//! A producer on one topic or partition: its queue, its budget, and its identity to the broker.
 
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -10,14 +10,14 @@ use aquifer_proto::{PROTOCOL_VERSION, v1};
 use aquifer_runtime::clock::{self, Instant};
 use bytes::Bytes;
 
+use crate::completion::Completion;
 use crate::context::Context;
 use crate::error::{ClientError, Outcome, Result};
 use crate::message::Message;
+use crate::producer::budget::{Budget, Cost};
 use crate::producer::queue::{Accepted, Effects, Queue, Unsealed};
-use crate::producer::room::{Cost, Room};
 use crate::producer::settings::Settings;
 use crate::retry::Deadline;
-use crate::settle::Settle;
 use crate::wake::Guarded;
 
 /// What earlier producers of a name have stored in a partition.
@@ -49,13 +49,13 @@ pub(crate) struct Partition {
     settings: Settings,
     /// No other lock is taken under this one.
     queue: Guarded<Queue>,
-    room: Room,
+    budget: Budget,
     instance: ProducerInstance,
     /// Counts the openings of this instance.
     epoch: AtomicU64,
     identity: OnceLock<Identity>,
     /// Set when the session task has ended.
-    pub(crate) ended: Settle<()>,
+    pub(crate) ended: Completion<()>,
 }
 
 impl Partition {
@@ -66,7 +66,7 @@ impl Partition {
     ) -> Partition {
         Partition {
             queue: Guarded::new(Queue::new(settings.batching, settings.send_timeout)),
-            room: Room::new(
+            budget: Budget::new(
                 settings.messages_in_flight_max,
                 settings.bytes_in_flight_max,
                 Arc::clone(&context.memory),
@@ -75,7 +75,7 @@ impl Partition {
             instance: ProducerInstance(context.rng.id16()),
             epoch: AtomicU64::new(0),
             identity: OnceLock::new(),
-            ended: Settle::default(),
+            ended: Completion::default(),
             context,
             topic,
             settings,
@@ -87,17 +87,17 @@ impl Partition {
         self.queue.read(look)
     }
 
-    /// Changes the queue. What that has settled gives back its room and is told to its waiters
+    /// Changes the queue. What that has completed gives back its budget and is told to its waiters
     /// when the lock is released.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Queue, &mut Effects<'_>) -> T) -> T {
-        let mut settled = Vec::new();
+        let mut completed = Vec::new();
         let result = self.queue.change(|queue, wakers| {
-            let settled = &mut settled;
-            change(queue, &mut Effects { wakers, settled })
+            let completed = &mut completed;
+            change(queue, &mut Effects { wakers, completed })
         });
-        for settled in settled {
-            self.room.release(settled.cost);
-            settled.outcome.set(settled.result);
+        for completed in completed {
+            self.budget.release(completed.cost);
+            completed.outcome.set(completed.result);
         }
         result
     }
@@ -153,18 +153,18 @@ impl Partition {
         Ok(())
     }
 
-    /// Accepts a message; waits only for room.
+    /// Accepts a message; waits only for budget.
     pub(crate) async fn enqueue(&self, message: &Message) -> Result<Accepted> {
         if let Some(id) = message.sequence_id.filter(|_| self.settings.skip_stored)
             && let Some(skipped) = self.change(|queue, _| queue.skip(id))?
         {
             return Ok(skipped);
         }
-        let cost = self.room.cost(message.size_bytes());
-        if !self.room.try_take(cost) {
-            // What fills the room may be a batch that waits for company.
+        let cost = self.budget.cost(message.size_bytes());
+        if !self.budget.try_take(cost) {
+            // What fills the budget may be a batch that waits for company.
             self.change(|queue, effects| queue.flush(effects.wakers));
-            self.room.take(cost).await;
+            self.budget.take(cost).await;
         }
         self.append(message, cost)
     }
@@ -173,7 +173,7 @@ impl Partition {
         let accepted =
             self.change(|queue, effects| queue.append(message, cost, Instant::now, effects.wakers));
         if accepted.is_err() {
-            self.room.release(cost);
+            self.budget.release(cost);
         }
         accepted
     }
@@ -193,12 +193,12 @@ impl Partition {
         self.change(|queue, effects| queue.sealed(session, &batch, bytes, effects));
     }
 
-    /// Fails everything unsettled and ends the session.
+    /// Fails everything unfinished and ends the session.
     pub(crate) fn fail(&self, error: &ClientError, dead: bool) {
         self.change(|queue, effects| queue.fail(error, dead, effects));
     }
 
-    /// Fails everything unsettled when the oldest batch has waited too long.
+    /// Fails everything unfinished when the oldest batch has waited too long.
     pub(crate) fn expire(&self) -> bool {
         let due = self.read(Queue::expires_at);
         let (Some(limit), Some(due)) = (self.settings.send_timeout, due) else {
@@ -222,7 +222,7 @@ impl Partition {
         next.or_else(|| Instant::now().checked_add(limit))
     }
 
-    /// Sends what has gathered and waits until everything accepted so far is settled.
+    /// Sends what has gathered and waits until everything accepted so far is completed.
     pub(crate) async fn flush(&self) -> Result<()> {
         let newest = self.change(|queue, effects| queue.flush(effects.wakers));
         match newest {

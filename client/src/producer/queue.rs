@@ -1,5 +1,5 @@
-//! What a producer has accepted and not yet settled: its batches, in order. Plain state: no I/O, no
-//! tasks; time and events come in.
+//! What a producer has accepted and not yet completed: its batches, in order. Plain state: no I/O,
+//! no tasks; time and events come in.
 //!
 //! Invariants: batches leave in the order in which they were opened (I7); a batch that was sent
 //! once keeps its composition (H7, I8).
@@ -28,11 +28,11 @@ use bytes::{Bytes, BytesMut};
 use self::batch::{Batch, Readiness, Sent, State};
 use crate::error::{ClientError, Outcome, Result};
 use crate::message::Message;
-use crate::producer::room::Cost;
+use crate::producer::budget::Cost;
 use crate::producer::settings::Batching;
 use crate::wake::Wakers;
 
-pub(crate) use self::batch::{BatchOutcome, Settled, Stored};
+pub(crate) use self::batch::{BatchOutcome, Completed, Stored};
 pub(crate) use self::encode::Unsealed;
 
 /// Buffers of acknowledged batches that are kept for the next ones.
@@ -44,7 +44,7 @@ const DELAY_MAX: Duration = Duration::from_secs(365 * 24 * 3_600);
 #[derive(Debug)]
 pub(crate) struct Effects<'a> {
     pub(crate) wakers: &'a mut Wakers,
-    pub(crate) settled: &'a mut Vec<Settled>,
+    pub(crate) completed: &'a mut Vec<Completed>,
 }
 
 /// Where an accepted message is.
@@ -142,7 +142,7 @@ impl Queue {
         self.last_assigned.or(self.stored_before)
     }
 
-    /// Accepts a message whose size was checked and for which room was taken.
+    /// Accepts a message whose size was checked and for which budget was taken.
     pub(crate) fn append(
         &mut self,
         message: &Message,
@@ -159,7 +159,7 @@ impl Queue {
         }
         let sequence_id = self.assign(message.sequence_id)?;
         let size = message.size_bytes() + ROW_BYTES;
-        let is_new = self.make_room(sequence_id, size, now);
+        let is_new = self.ensure_gathering(sequence_id, size, now);
         let batch = self.batches.back_mut().expect(OPEN);
         let lowest = batch.lowest;
         let (builder, readiness) = batch.gathering().expect(OPEN);
@@ -196,7 +196,12 @@ impl Queue {
     }
 
     /// Leaves a batch at the back that takes the message; answers whether it is a new one.
-    fn make_room(&mut self, sequence_id: u64, size: usize, now: impl FnOnce() -> Instant) -> bool {
+    fn ensure_gathering(
+        &mut self,
+        sequence_id: u64,
+        size: usize,
+        now: impl FnOnce() -> Instant,
+    ) -> bool {
         let (bytes_max, stored_before) = (self.batching.bytes_max, self.stored_before);
         if let Some(batch) = self.batches.back_mut() {
             let lowest = batch.lowest;
@@ -351,8 +356,8 @@ impl Queue {
             }
             Err(error) => {
                 let batch = self.batches.remove(self.sealed);
-                let settled = batch.map(|batch| batch.settle(Err(error)));
-                effects.settled.extend(settled);
+                let completed = batch.map(|batch| batch.complete(Err(error)));
+                effects.completed.extend(completed);
             }
         }
     }
@@ -370,7 +375,7 @@ impl Queue {
     }
 
     /// The broker has opened the producer: frames may flow. With `stored_up_to`, given when the
-    /// broker does not deduplicate, batches that it has stored are settled instead of sent again.
+    /// broker does not deduplicate, batches that it has stored are completed instead of sent again.
     pub(crate) fn opened(
         &mut self,
         session: u64,
@@ -395,9 +400,9 @@ impl Queue {
             at: None,
             duplicate: false,
         };
-        let settled = self.batches.drain(..count);
-        let settled = settled.map(|batch| batch.settle(Ok(stored)));
-        effects.settled.extend(settled);
+        let completed = self.batches.drain(..count);
+        let completed = completed.map(|batch| batch.complete(Ok(stored)));
+        effects.completed.extend(completed);
         effects.wakers.add(self.stream.take());
     }
 
@@ -437,7 +442,7 @@ impl Queue {
         if session != self.session {
             return Ok(());
         }
-        effects.settled.reserve(receipts.len());
+        effects.completed.reserve(receipts.len());
         for receipt in receipts {
             if self.sent == 0 || receipt.frame_number != self.acked + 1 {
                 return Err(ClientError::Protocol(format!(
@@ -457,7 +462,7 @@ impl Queue {
             if let State::Sealed { bytes, .. } = &mut batch.state {
                 self.keep_buffer(std::mem::take(bytes));
             }
-            effects.settled.push(batch.settle(Ok(stored(receipt))));
+            effects.completed.push(batch.complete(Ok(stored(receipt))));
         }
         // What has gathered while these were under way goes now.
         let is_adaptive = self.batching.adaptive;
@@ -479,7 +484,7 @@ impl Queue {
         }
     }
 
-    /// Sends what has gathered now. Answers the newest batch, if any is not settled.
+    /// Sends what has gathered now. Answers the newest batch, if any is not completed.
     pub(crate) fn flush(&mut self, wakers: &mut Wakers) -> Option<Arc<BatchOutcome>> {
         if let Some(readiness) = self.open() {
             *readiness = Readiness::Due;
@@ -506,7 +511,7 @@ impl Queue {
         oldest.opened_at.checked_add(self.send_timeout?)
     }
 
-    /// Fails everything unsettled, in order: after one batch failed, storing a later one would
+    /// Fails everything unfinished, in order: after one batch failed, storing a later one would
     /// break the order. The session is over. With `dead`, everything to come fails too.
     pub(crate) fn fail(&mut self, error: &ClientError, dead: bool, effects: &mut Effects<'_>) {
         if dead && self.failed.is_none() {
@@ -520,9 +525,9 @@ impl Queue {
                 Sent::Yes => error.outcome(),
                 Sent::No => Outcome::NotApplied,
             };
-            batch.settle(Err(error.clone().with_outcome(outcome)))
+            batch.complete(Err(error.clone().with_outcome(outcome)))
         });
-        effects.settled.extend(failed);
+        effects.completed.extend(failed);
         // Frames of the session may be in flight: what comes next needs a new one.
         self.begin_session(effects.wakers);
     }

@@ -1,10 +1,10 @@
 //! Which partition a message goes to: the one whose range has the hash of its key; without one by
 //! its sequence id, if the application gave one, so that it goes there again when it is sent again;
-//! otherwise the partitions take turns.
+//! otherwise the sticky partition, which changes round robin.
 //!
-//! A turn ends when a batch's worth went to the partition, or after a while
-//! (docs/decisions/2026-11-29-partitions-take-turns.md). It does not end when a batch is sent: an
-//! idle partition sends each message at once, and with many partitions every one of them is idle.
+//! It changes when a batch's worth went to it, or after a while
+//! (docs/decisions/2026-11-29-partitions-take-turns.md). It does not change when a batch is sent:
+//! an idle partition sends each message at once, and with many partitions all of them are idle.
 //! Nor does it depend on how fast a partition answers, which would give the slow ones more.
 
 use std::time::Duration;
@@ -18,24 +18,25 @@ use crate::producer::settings::Batching;
 
 /// Ids in a row that go to one partition, so that batches are not cut for each.
 const IDS_IN_A_ROW: u64 = 256;
-/// How long a turn lasts at most, unless batches wait longer: some round trips, so that messages
-/// gather behind the first, and short enough that the partitions are even within a second.
-const TURN_MAX: Duration = Duration::from_millis(10);
+/// How long a partition stays sticky at most, unless batches wait longer: some round trips, so
+/// that messages gather behind the first, and short enough that the partitions are even within a
+/// second.
+const STICKY_MAX: Duration = Duration::from_millis(10);
 
 /// The choice of partitions.
 #[derive(Debug)]
 pub(crate) struct Router {
     messages_max: u32,
     bytes_max: usize,
-    turn_max: Duration,
+    sticky_max: Duration,
     /// Those of the topic; none when it is not partitioned.
     ranges: TopicRanges,
-    turn: Mutex<Turn>,
+    sticky: Mutex<Sticky>,
 }
 
-/// What went to the partition whose turn it is.
+/// The partition that takes messages without key and id, and what it took since it does.
 #[derive(Debug)]
-struct Turn {
+struct Sticky {
     partition: usize,
     messages: u32,
     bytes: usize,
@@ -44,14 +45,14 @@ struct Turn {
 }
 
 impl Router {
-    /// The first turn is that of any partition, so that many short-lived producers are even too.
+    /// The first sticky partition is any one, so that many short-lived producers are even too.
     pub(crate) fn new(batching: &Batching, ranges: TopicRanges, first: usize) -> Router {
         Router {
             ranges,
             messages_max: batching.messages_max,
             bytes_max: batching.bytes_max,
-            turn_max: TURN_MAX.max(batching.delay_max),
-            turn: Mutex::new(Turn {
+            sticky_max: STICKY_MAX.max(batching.delay_max),
+            sticky: Mutex::new(Sticky {
                 partition: first,
                 messages: 0,
                 bytes: 0,
@@ -76,32 +77,32 @@ impl Router {
             return self.ranges.position_of(key_hash(key)).unwrap_or_default();
         }
         if let Some(id) = sequence_id {
-            let turn = id / IDS_IN_A_ROW % partitions as u64;
-            return usize::try_from(turn).unwrap_or_default();
+            let chosen = id / IDS_IN_A_ROW % partitions as u64;
+            return usize::try_from(chosen).unwrap_or_default();
         }
-        self.take_turn(bytes, partitions, now())
+        self.sticky_partition(bytes, partitions, now())
     }
 
-    fn take_turn(&self, bytes: usize, partitions: usize, now: Instant) -> usize {
-        let mut turn = self.turn.lock();
-        let is_over = turn.messages >= self.messages_max
-            || turn.messages > 0 && turn.bytes.saturating_add(bytes) > self.bytes_max
-            || turn
+    fn sticky_partition(&self, bytes: usize, partitions: usize, now: Instant) -> usize {
+        let mut sticky = self.sticky.lock();
+        let is_over = sticky.messages >= self.messages_max
+            || sticky.messages > 0 && sticky.bytes.saturating_add(bytes) > self.bytes_max
+            || sticky
                 .began
-                .is_some_and(|began| now.saturating_duration_since(began) >= self.turn_max);
+                .is_some_and(|began| now.saturating_duration_since(began) >= self.sticky_max);
         if is_over {
-            *turn = Turn {
-                partition: turn.partition.wrapping_add(1),
+            *sticky = Sticky {
+                partition: sticky.partition.wrapping_add(1),
                 messages: 0,
                 bytes: 0,
                 began: None,
             };
         }
-        turn.began.get_or_insert(now);
-        turn.messages += 1;
-        turn.bytes = turn.bytes.saturating_add(bytes);
-        turn.partition %= partitions;
-        turn.partition
+        sticky.began.get_or_insert(now);
+        sticky.messages += 1;
+        sticky.bytes = sticky.bytes.saturating_add(bytes);
+        sticky.partition %= partitions;
+        sticky.partition
     }
 }
 
@@ -126,7 +127,7 @@ mod tests {
     }
 
     /// Sends messages of this many bytes at a steady rate; how many went to each partition, and the
-    /// sizes of the turns, each the number of messages in a row to one partition.
+    /// lengths of the runs, each the number of messages in a row to one partition.
     fn send(
         router: &Router,
         (count, bytes): (u32, usize),
@@ -175,10 +176,10 @@ mod tests {
             prop_assert_eq!(after.route(None, Some(id), 1, Instant::now), chosen);
         }
 
-        /// Whatever comes when, no partition gets more in a row than a batch holds, and each gets
-        /// its turn.
+        /// Whatever comes when, no partition gets more in a row than a batch holds, and each is
+        /// chosen in its place of the order.
         #[test]
-        fn a_turn_is_a_batch_at_most(
+        fn a_partition_stays_sticky_for_a_batch_at_most(
             messages in proptest::collection::vec((0usize..300, 0u64..20), 1..300),
             partitions in 2usize..9,
             messages_max in 1u32..20,
@@ -187,14 +188,14 @@ mod tests {
             let batching = Batching { messages_max, bytes_max: 1_000, ..Batching::default() };
             let router = Router::new(&batching, even(partitions), first);
             let mut now = Instant::now();
-            let mut turn: Option<(usize, Instant, u32, usize)> = None;
+            let mut run: Option<(usize, Instant, u32, usize)> = None;
             for (bytes, pause_ms) in messages {
                 now += Duration::from_millis(pause_ms);
                 let chosen = router.route(None, None, bytes, || now);
                 prop_assert!(chosen < partitions);
-                turn = match turn {
+                run = match run {
                     Some((last, began, count, sum)) if last == chosen => {
-                        prop_assert!(now < began + TURN_MAX && count < messages_max);
+                        prop_assert!(now < began + STICKY_MAX && count < messages_max);
                         prop_assert!(sum + bytes <= 1_000);
                         Some((last, began, count + 1, sum + bytes))
                     }
@@ -237,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_is_as_long_as_batches_wait() {
+    fn a_partition_stays_sticky_as_long_as_batches_wait() {
         let second = Duration::from_secs(1);
         let waits = Batching::explicit(128 * 1024, 1_000, second);
         let (_, rows) = send(&router(waits, 3), (300, 10), Duration::from_millis(20));
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_above_the_size_of_a_batch_has_a_turn_of_its_own() {
+    fn a_message_above_the_size_of_a_batch_is_a_run_of_its_own() {
         let (_, rows) = send(&adaptive(3), (6, 1 << 20), Duration::ZERO);
         assert_eq!(rows, [1; 6]);
     }

@@ -92,7 +92,7 @@ impl Session for ProduceSession {
 
     fn opened(&self, number: u64, opened: v1::ProducerOpened) -> Result<()> {
         self.partition.identify(&opened)?;
-        // Where the broker does not deduplicate, what it has stored is settled although it
+        // Where the broker does not deduplicate, what it has stored is complete although it
         // was not acknowledged. Where it does, sending it again answers its positions.
         let stored = opened.last_sequence_id.filter(|_| !opened.deduplication);
         self.partition

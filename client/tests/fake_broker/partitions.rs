@@ -160,11 +160,12 @@ async fn an_unknown_key_hash_and_ranges_with_a_gap_are_errors() {
     );
 }
 
-/// Idle partitions send at once, and get full batches all the same: each has its turn.
+/// Idle partitions send at once, and get full batches all the same: the sticky partition changes
+/// by the batch.
 #[tokio::test]
-async fn partitions_take_turns_by_the_batch() {
+async fn the_sticky_partition_changes_by_the_batch() {
     let fake = Fake::start().await;
-    // A turn is as long as a batch may wait.
+    // A partition stays sticky as long as a batch may wait.
     let batching = Batching {
         messages_max: 10,
         delay_max: Duration::from_secs(3600),
@@ -186,7 +187,7 @@ async fn partitions_take_turns_by_the_batch() {
                 stream.receipt(number, u64::from(messages), false).await;
             }
         }
-        assert_eq!(messages, 20, "two turns of ten");
+        assert_eq!(messages, 20, "two batches of ten");
     }
     let mut last = None;
     for (number, pending) in pending.into_iter().enumerate() {

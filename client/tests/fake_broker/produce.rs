@@ -213,7 +213,7 @@ async fn a_busy_name_is_told_at_once() {
 
 /// I13: `enqueue` waits while messages in flight are at their bound, and goes on with receipts.
 #[tokio::test]
-async fn enqueue_waits_for_room() {
+async fn enqueue_waits_for_budget() {
     let fake = Fake::start().await;
     let client = fake.client();
     let builder = client.producer("t").messages_in_flight_max(2);

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 /// How often a silent store is asked again.
 const SILENCE: Duration = Duration::from_millis(10);
 /// How long it takes until a lost answer is known all the same.
-const SETTLES: Duration = Duration::from_millis(100);
+const RESOLVED_AFTER: Duration = Duration::from_millis(100);
 
 /// A store that keeps everything in memory. Watches are not there. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -278,7 +278,7 @@ impl MetadataStore for MemoryStore {
         }
         let (revision, answer) = self.change(transaction)?;
         if answer != Answer::Now && until == Until::Known {
-            clock::sleep(SETTLES).await;
+            clock::sleep(RESOLVED_AFTER).await;
         }
         match answer {
             Answer::Now => Ok(revision),

@@ -111,11 +111,11 @@ async fn publish(producer: &Producer, rate: f64, shared: &Shared) {
                 Err(_) => drop(shared.failed.fetch_add(1, Ordering::Relaxed)),
             }
         }
-        settle(&mut pending, shared).await;
+        count_outcomes(&mut pending, shared).await;
     }
 }
 
-async fn settle(pending: &mut VecDeque<PendingSend>, shared: &Shared) {
+async fn count_outcomes(pending: &mut VecDeque<PendingSend>, shared: &Shared) {
     while let Some(send) = pending.pop_front() {
         let counter = match send.await {
             Ok(_) => &shared.acknowledged,

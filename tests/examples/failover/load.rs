@@ -60,7 +60,7 @@ impl Load {
     }
 
     /// Waits until every topic has another receipt.
-    pub async fn everybody_goes_on(&self, limit: Duration) -> Result<()> {
+    pub async fn wait_for_progress(&self, limit: Duration) -> Result<()> {
         let count = |topic: &Arc<Topic>| topic.acknowledged.load(Ordering::SeqCst);
         let before: Vec<u64> = self.topics.iter().map(count).collect();
         let began = SystemClock.monotonic();

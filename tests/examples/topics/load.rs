@@ -96,7 +96,7 @@ impl Load {
     }
 
     /// Waits until every topic has published and consumed something more.
-    pub async fn everybody_goes_on(&self) -> Result<()> {
+    pub async fn wait_for_progress(&self) -> Result<()> {
         let now = |topic: &Arc<Topic>| {
             let published = topic.published.load(Ordering::Relaxed);
             (published, topic.acknowledged.load(Ordering::Relaxed))

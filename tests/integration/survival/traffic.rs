@@ -188,7 +188,7 @@ impl Traffic {
     /// With the server gone: lets receipts in flight arrive, then says how many sends
     /// are certainly without one.
     pub async fn still_in_flight(&self) -> Result<u64> {
-        until("receipts to settle", || async {
+        until("receipts for every message", || async {
             let before = self.acknowledged();
             sleep(Duration::from_millis(30)).await;
             Ok((self.acknowledged() == before).then(|| self.shared.in_flight()))

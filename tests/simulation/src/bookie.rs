@@ -425,7 +425,7 @@ impl<T: Clone> SimBookie<T> {
     /// Flushes, and forgets how it came to what it holds: for checks in which every request is
     /// durable when it is served, and no crash can bring back what recycled segments hold. Numbers
     /// of items and commits are only compared with each other, so they may begin again.
-    pub fn settle(&mut self) {
+    pub fn canonicalize(&mut self) {
         self.flush();
         let disk = &mut self.disk;
         disk.leftovers.clear();

@@ -8,12 +8,12 @@ use aquifer_model::trace::TraceContext;
 use aquifer_runtime::clock::Instant;
 use bytes::Bytes;
 
+use crate::completion::Completion;
 use crate::error::Result;
-use crate::producer::room::Cost;
-use crate::settle::Settle;
+use crate::producer::budget::Cost;
 
 /// The shared outcome of a batch.
-pub(crate) type BatchOutcome = Settle<Result<Stored>>;
+pub(crate) type BatchOutcome = Completion<Result<Stored>>;
 
 /// A batch is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(crate) struct Stored {
 
 /// A batch whose outcome is to be announced, outside the lock.
 #[derive(Debug)]
-pub(crate) struct Settled {
+pub(crate) struct Completed {
     pub(crate) outcome: Arc<BatchOutcome>,
     pub(crate) result: Result<Stored>,
     pub(crate) cost: Cost,
@@ -97,8 +97,8 @@ impl Batch {
         }
     }
 
-    pub(super) fn settle(self, result: Result<Stored>) -> Settled {
-        Settled {
+    pub(super) fn complete(self, result: Result<Stored>) -> Completed {
+        Completed {
             outcome: self.outcome,
             result,
             cost: self.cost,

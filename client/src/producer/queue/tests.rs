@@ -14,14 +14,14 @@ fn cost() -> Cost {
     }
 }
 
-/// Runs a change and answers what it has settled.
-fn settled_by<T>(change: impl FnOnce(&mut Effects<'_>) -> T) -> (Vec<Settled>, T) {
-    let (mut wakers, mut settled) = (Wakers::default(), Vec::new());
+/// Runs a change and answers what it has completed.
+fn done_by<T>(change: impl FnOnce(&mut Effects<'_>) -> T) -> (Vec<Completed>, T) {
+    let (mut wakers, mut completed) = (Wakers::default(), Vec::new());
     let result = change(&mut Effects {
         wakers: &mut wakers,
-        settled: &mut settled,
+        completed: &mut completed,
     });
-    (settled, result)
+    (completed, result)
 }
 
 fn begin_session(queue: &mut Queue) -> u64 {
@@ -43,11 +43,9 @@ fn pull(queue: &mut Queue, session: u64, now: Instant) -> Vec<(u64, Bytes)> {
         match queue.next(session, now, Waker::noop()) {
             Next::Frame(number, bytes) => frames.push((number, bytes)),
             Next::Seal(mut batch) => {
-                let name = Bytes::from_static(b"p");
-                let bytes = batch.encode(&name, INSTANCE, 7, Compression::None);
-                let (settled, ()) =
-                    settled_by(|effects| queue.sealed(session, &batch, bytes, effects));
-                assert!(settled.is_empty());
+                let bytes = batch.encode(&Bytes::from_static(b"p"), INSTANCE, 7, Compression::None);
+                let (done, ()) = done_by(|effects| queue.sealed(session, &batch, bytes, effects));
+                assert!(done.is_empty());
             }
             Next::WaitUntil(_) | Next::Wait | Next::End => return frames,
         }
@@ -56,7 +54,7 @@ fn pull(queue: &mut Queue, session: u64, now: Instant) -> Vec<(u64, Bytes)> {
 
 fn begin(queue: &mut Queue) -> u64 {
     let session = begin_session(queue);
-    settled_by(|effects| queue.opened(session, None, effects));
+    done_by(|effects| queue.opened(session, None, effects));
     session
 }
 
@@ -157,11 +155,11 @@ proptest! {
                 Step::Acknowledge(count) => {
                     for _ in 0..count {
                         let Some(receipt) = model.store() else { break };
-                        let (settled, result) =
-                            settled_by(|effects| queue.receipts(session, &[receipt], effects));
+                        let (completed, result) =
+                            done_by(|effects| queue.receipts(session, &[receipt], effects));
                         result.unwrap();
-                        for settled in settled {
-                            settled.outcome.set(settled.result);
+                        for completed in completed {
+                            completed.outcome.set(completed.result);
                         }
                     }
                 }
@@ -177,7 +175,7 @@ proptest! {
         }
         prop_assert_eq!(model.next_index, sent.len() as u64);
         for (number, (outcome, slot, sequence_id)) in sent.into_iter().enumerate() {
-            let stored = outcome.wait().now_or_never().expect("settled").clone().unwrap();
+            let stored = outcome.wait().now_or_never().expect("completed").clone().unwrap();
             let (_, _, base) = stored.at.unwrap();
             prop_assert_eq!(base.0 + u64::from(slot), number as u64);
             prop_assert_eq!(sequence_id, number as u64);
@@ -203,7 +201,7 @@ fn a_quiet_producer_sends_at_once_and_a_busy_one_gathers() {
     assert_eq!(frames.len(), 1, "the delay is over");
     append(&mut queue, 3, later);
     let receipts = [receipt(1, 0, false)];
-    let (_, result) = settled_by(|effects| queue.receipts(session, &receipts, effects));
+    let (_, result) = done_by(|effects| queue.receipts(session, &receipts, effects));
     result.unwrap();
     assert_eq!(pull(&mut queue, session, later).len(), 1, "a receipt came");
     append(&mut queue, 4, later);
@@ -243,7 +241,7 @@ fn nothing_overtakes_a_batch_that_is_being_sealed() {
     assert!(matches!(queue.next(old, now, Waker::noop()), Next::End));
     assert!(pull(&mut queue, new, now).is_empty());
     let bytes = batch.encode(&Bytes::from_static(b"p"), INSTANCE, 7, Compression::None);
-    let (_, is_told) = settled_by(|effects| {
+    let (_, is_told) = done_by(|effects| {
         queue.sealed(old, &batch, bytes, effects);
         !effects.wakers.is_empty()
     });
@@ -271,22 +269,22 @@ fn a_failure_takes_everything_along() {
         outcome: Outcome::Unknown,
         last: None,
     };
-    let (settled, ()) = settled_by(|effects| queue.fail(&error, false, effects));
-    assert_eq!(settled.len(), 4);
+    let (completed, ()) = done_by(|effects| queue.fail(&error, false, effects));
+    assert_eq!(completed.len(), 4);
     let bytes = sealing.encode(&Bytes::from_static(b"p"), INSTANCE, 7, Compression::None);
-    let (last, ()) = settled_by(|effects| queue.sealed(session, &sealing, bytes, effects));
-    assert!(last.is_empty(), "it is settled once");
-    let released: u32 = settled
+    let (last, ()) = done_by(|effects| queue.sealed(session, &sealing, bytes, effects));
+    assert!(last.is_empty(), "it is completed once");
+    let released: u32 = completed
         .into_iter()
-        .map(|settled| {
-            let cost = settled.cost;
-            settled.outcome.set(settled.result);
+        .map(|completed| {
+            let cost = completed.cost;
+            completed.outcome.set(completed.result);
             cost.messages
         })
         .sum();
-    assert_eq!(released, 4, "all room is given back");
+    assert_eq!(released, 4, "all budget is given back");
     for (outcome, _, _) in sent {
-        let result = outcome.wait().now_or_never().expect("settled");
+        let result = outcome.wait().now_or_never().expect("completed");
         let error = result.as_ref().unwrap_err();
         assert_eq!(error.outcome(), Outcome::NotApplied, "none was sent");
     }
@@ -303,7 +301,7 @@ fn receipts_out_of_order_break_the_session() {
     let session = begin(&mut queue);
     let wrong = |queue: &mut Queue, number| {
         let receipts = [receipt(number, 0, false)];
-        let (_, result) = settled_by(|effects| queue.receipts(session, &receipts, effects));
+        let (_, result) = done_by(|effects| queue.receipts(session, &receipts, effects));
         result.is_err()
     };
     assert!(wrong(&mut queue, 1), "nothing was sent");
@@ -351,7 +349,7 @@ fn acknowledged_buffers_are_reused() {
     let frames = pull(&mut queue, session, now);
     drop(frames);
     let receipts = [receipt(1, 0, false)];
-    let (_, result) = settled_by(|effects| queue.receipts(session, &receipts, effects));
+    let (_, result) = done_by(|effects| queue.receipts(session, &receipts, effects));
     result.unwrap();
     assert_eq!(queue.spare.len(), 1);
     append(&mut queue, 1, now);
@@ -454,7 +452,7 @@ fn a_refused_batch_is_as_if_it_had_never_been_sent() {
         append(&mut queue, 0, now);
         if let Next::Seal(mut batch) = queue.next(session, now, Waker::noop()) {
             let bytes = batch.encode(&Bytes::from_static(b"p"), INSTANCE, 7, Compression::None);
-            settled_by(|effects| queue.sealed(session, &batch, bytes, effects));
+            done_by(|effects| queue.sealed(session, &batch, bytes, effects));
         }
         for failure in failures {
             let next = queue.next(session, now, Waker::noop());
@@ -472,8 +470,11 @@ fn a_refused_batch_is_as_if_it_had_never_been_sent() {
         assert!(timeout.to_string().contains("no space"), "{timeout}");
         assert_eq!(timeout.code(), Some(v1::ErrorCode::StorageFull));
         assert!(timeout.is_retryable());
-        let (settled, ()) = settled_by(|effects| queue.fail(&timeout, false, effects));
-        let result = settled.into_iter().next().map(|settled| settled.result);
+        let (completed, ()) = done_by(|effects| queue.fail(&timeout, false, effects));
+        let result = completed
+            .into_iter()
+            .next()
+            .map(|completed| completed.result);
         let error = result.unwrap().unwrap_err();
         assert_eq!(error.outcome(), outcome, "{error}");
     }
@@ -494,8 +495,8 @@ fn without_deduplication_only_own_ids_are_taken_for_stored() {
     let below = send(&mut queue, 5);
     assert_eq!(pull(&mut queue, session, now).len(), 1);
     let session = begin_session(&mut queue);
-    let (settled, ()) = settled_by(|effects| queue.opened(session, Some(10), effects));
-    assert!(settled.is_empty(), "it is not known");
+    let (completed, ()) = done_by(|effects| queue.opened(session, Some(10), effects));
+    assert!(completed.is_empty(), "it is not known");
     assert_eq!(
         pull(&mut queue, session, now).len(),
         1,
@@ -506,11 +507,11 @@ fn without_deduplication_only_own_ids_are_taken_for_stored() {
     let behind = send(&mut queue, 12);
     assert_eq!(pull(&mut queue, session, now).len(), 2);
     let session = begin_session(&mut queue);
-    let (settled, ()) = settled_by(|effects| queue.opened(session, Some(11), effects));
-    let outcomes: Vec<_> = settled.iter().map(|one| &one.outcome).collect();
+    let (completed, ()) = done_by(|effects| queue.opened(session, Some(11), effects));
+    let outcomes: Vec<_> = completed.iter().map(|one| &one.outcome).collect();
     assert_eq!(outcomes.len(), 2);
     assert!(Arc::ptr_eq(outcomes[0], &below) && Arc::ptr_eq(outcomes[1], &above));
-    assert!(settled.iter().all(|one| one.result.is_ok()));
+    assert!(completed.iter().all(|one| one.result.is_ok()));
     let again = pull(&mut queue, session, now);
     assert_eq!(again.len(), 1);
     drop(behind);
@@ -538,8 +539,8 @@ fn what_an_earlier_session_sent_is_unknown_when_the_name_is_lost() {
     }
     .into();
     let fenced = fenced.with_outcome(Outcome::NotApplied);
-    let (settled, ()) = settled_by(|effects| queue.fail(&fenced, true, effects));
-    let outcome = |settled: &Settled| settled.result.as_ref().unwrap_err().outcome();
-    let outcomes: Vec<_> = settled.iter().map(outcome).collect();
+    let (completed, ()) = done_by(|effects| queue.fail(&fenced, true, effects));
+    let outcome = |completed: &Completed| completed.result.as_ref().unwrap_err().outcome();
+    let outcomes: Vec<_> = completed.iter().map(outcome).collect();
     assert_eq!(outcomes, [Outcome::Unknown, Outcome::NotApplied]);
 }

@@ -362,14 +362,14 @@ fn a_recovery_seen_in_metadata_stops_the_writer() {
 fn it_knows_who_may_lack_what_is_acknowledged_h16() {
     let mut run = Run::new((3, 3, 2));
     let named = |run: &Run| run.writer.unconfirmed();
-    let everybody = |run: &Run| named(run).bookies.len() + named(run).positions.len();
+    let count = |run: &Run| named(run).bookies.len() + named(run).positions.len();
     run.add();
     run.reply(0, 0, AddReply::Stored);
     run.reply(1, 0, AddReply::Stored);
     assert_eq!(named(&run).bookies, [bookie(2)].into());
     assert_eq!(named(&run).positions, [2]);
     run.reply(2, 0, AddReply::Stored);
-    assert_eq!(everybody(&run), 0);
+    assert_eq!(count(&run), 0);
     // It fails, and another takes its place from the next entry on.
     run.add();
     run.reply(2, 1, AddReply::Failed);
@@ -392,7 +392,7 @@ fn it_knows_who_may_lack_what_is_acknowledged_h16() {
         entry: EntryId(1),
         reply: AddReply::Stored,
     });
-    assert_eq!(everybody(&run), 0);
+    assert_eq!(count(&run), 0);
     // What is let go of stays incomplete, whatever comes later.
     run.add();
     run.reply(0, 2, AddReply::Stored);

@@ -99,7 +99,7 @@ impl<T: Clone> SimBookie<T> {
 
     /// Loses an entry that nothing else tells of, as a bad block does.
     pub fn lose_entry(&mut self, ledger: LedgerId, entry: EntryId) {
-        self.settle();
+        self.canonicalize();
         self.store.entries.remove(&(ledger, entry));
         self.disk.flushed.entries.remove(&(ledger, entry));
     }

@@ -63,7 +63,7 @@ impl Node {
         Ok(presence)
     }
 
-    /// What the door of a bookie refuses before any ledger is looked at.
+    /// What the admission of a bookie refuses before any ledger is looked at.
     pub(super) fn refuses(&self, request: &OrderedRequest, now: u64) -> Option<BookieError> {
         match &request.operation {
             OrderedOperation::Add(add) if !add.is_intact(request.ledger) => {

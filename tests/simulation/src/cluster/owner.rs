@@ -289,7 +289,7 @@ impl Owner {
         }
     }
 
-    /// Goes on until it hears of the next owner, and for a while after that; then its turn comes.
+    /// Goes on until it hears of the next owner, and for a while after that; then it hands over.
     async fn hand_over(&self, first_tag: u64, until: Duration) {
         let mut tag = first_tag;
         while !self.cell.is_handed_over() && self.cluster.now() < until {

@@ -439,7 +439,7 @@ impl World {
         if !setting.journal {
             self.bookie(bookie).write();
             self.sync(bookie);
-            self.bookie(bookie).settle();
+            self.bookie(bookie).canonicalize();
         }
         Some(())
     }

@@ -15,7 +15,7 @@ const STREAMS_MAX: usize = 1024;
 /// Streams that are kept free for calls.
 const CALLS_RESERVE: usize = 64;
 /// Connections of a kind to one broker.
-const LANES_MAX: usize = 16;
+const CHANNELS_MAX: usize = 16;
 
 /// What a stream carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,16 +28,16 @@ pub(crate) enum Kind {
 
 /// The connections to one broker.
 #[derive(Debug)]
-pub(super) struct Lanes {
-    produce: Mutex<Vec<Lane>>,
+pub(super) struct Channels {
+    produce: Mutex<Vec<SharedChannel>>,
     /// The first one is that of calls.
-    consume: Mutex<Vec<Lane>>,
+    consume: Mutex<Vec<SharedChannel>>,
     streams_max: usize,
 }
 
 /// One connection. Each stream on it holds a clone of its count.
 #[derive(Debug)]
-struct Lane {
+struct SharedChannel {
     channel: Channel,
     streams: Arc<()>,
 }
@@ -48,19 +48,19 @@ pub(crate) struct Slot {
     _stream: Arc<()>,
 }
 
-impl Lanes {
+impl Channels {
     /// `calls` is the connection that is there already; `allowed` the streams that the broker
     /// allows on one, 0 where it does not say.
-    pub(super) fn new(calls: Channel, allowed: u32) -> Lanes {
+    pub(super) fn new(calls: Channel, allowed: u32) -> Channels {
         let allowed = match usize::try_from(allowed) {
             Ok(0) | Err(_) => STREAMS_MAX,
             Ok(allowed) => allowed,
         };
-        let first = Lane {
+        let first = SharedChannel {
             channel: calls,
             streams: Arc::default(),
         };
-        Lanes {
+        Channels {
             produce: Mutex::default(),
             consume: Mutex::new(vec![first]),
             streams_max: allowed.min(STREAMS_MAX),
@@ -76,38 +76,38 @@ impl Lanes {
     where
         F: Future<Output = Result<Channel>>,
     {
-        let (lanes, what) = match kind {
+        let (channels, what) = match kind {
             Kind::Produce => (&self.produce, "producers"),
             Kind::Consume => (&self.consume, "consumers and readers"),
         };
-        let mut lanes = lanes.lock().await;
-        for (at, lane) in lanes.iter().enumerate() {
+        let mut channels = channels.lock().await;
+        for (at, shared) in channels.iter().enumerate() {
             let carries_calls = kind == Kind::Consume && at == 0;
             let reserve = if carries_calls { CALLS_RESERVE } else { 0 };
             // Leaves at least one, however few the broker allows.
             let most = self.streams_max.saturating_sub(reserve).max(1);
-            if Arc::strong_count(&lane.streams) <= most {
-                return Ok(lane.place());
+            if Arc::strong_count(&shared.streams) <= most {
+                return Ok(shared.place());
             }
         }
-        if lanes.len() >= LANES_MAX {
-            let open: usize = lanes.iter().map(Lane::open).sum();
+        if channels.len() >= CHANNELS_MAX {
+            let open: usize = channels.iter().map(SharedChannel::open).sum();
             return Err(ClientError::Invalid(format!(
                 "this client has {open} {what} open at one broker, and no more fit into its \
-                 {LANES_MAX} connections: use another client for more"
+                 {CHANNELS_MAX} connections: use another client for more"
             )));
         }
-        let lane = Lane {
+        let shared = SharedChannel {
             channel: Box::pin(dial()).await?,
             streams: Arc::default(),
         };
-        let place = lane.place();
-        lanes.push(lane);
+        let place = shared.place();
+        channels.push(shared);
         Ok(place)
     }
 }
 
-impl Lane {
+impl SharedChannel {
     fn open(&self) -> usize {
         Arc::strong_count(&self.streams) - 1
     }
@@ -134,14 +134,14 @@ mod tests {
 
     #[tokio::test]
     async fn connections_are_made_as_streams_need_them_up_to_a_bound_that_is_named() {
-        let lanes = Lanes::new(channel(), 100);
+        let channels = Channels::new(channel(), 100);
         let dialed = Cell::new(0);
         let take = async |kind| {
             let dial = || {
                 dialed.set(dialed.get() + 1);
                 std::future::ready(Ok(channel()))
             };
-            lanes.take(kind, dial).await.map(|(_, slot)| slot)
+            channels.take(kind, dial).await.map(|(_, slot)| slot)
         };
         let mut slots = Vec::new();
         for _ in 0..100 - CALLS_RESERVE {
@@ -153,10 +153,10 @@ mod tests {
         let produce = take(Kind::Produce).await.unwrap();
         assert_eq!(dialed.get(), 2, "producers have connections of their own");
         drop(produce);
-        while slots.len() < (100 - CALLS_RESERVE) + 100 * (LANES_MAX - 1) {
+        while slots.len() < (100 - CALLS_RESERVE) + 100 * (CHANNELS_MAX - 1) {
             slots.push(take(Kind::Consume).await.unwrap());
         }
-        assert_eq!(dialed.get(), LANES_MAX);
+        assert_eq!(dialed.get(), CHANNELS_MAX);
         let error = take(Kind::Consume).await.unwrap_err();
         assert!(!error.is_retryable());
         assert!(error.to_string().contains("1536 consumers"), "{error}");
@@ -168,12 +168,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_broker_that_allows_few_streams_gets_few_on_each() {
-        let lanes = Lanes::new(channel(), 2);
+        let channels = Channels::new(channel(), 2);
         let mut slots = Vec::new();
         for _ in 0..6 {
             let dial = || std::future::ready(Ok(channel()));
-            slots.push(lanes.take(Kind::Produce, dial).await.unwrap().1);
+            slots.push(channels.take(Kind::Produce, dial).await.unwrap().1);
         }
-        assert_eq!(lanes.produce.lock().await.len(), 3);
+        assert_eq!(channels.produce.lock().await.len(), 3);
     }
 }

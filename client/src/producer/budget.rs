@@ -21,9 +21,9 @@ impl Cost {
     }
 }
 
-/// Room for messages in flight.
+/// Budget for messages in flight.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct Budget {
     messages: Semaphore,
     bytes: Semaphore,
     client: Arc<Semaphore>,
@@ -34,16 +34,16 @@ pub(crate) struct Room {
 /// Memory that a message takes besides its own bytes: row, record head, bookkeeping.
 const OVERHEAD_BYTES: usize = 64;
 
-impl Room {
+impl Budget {
     pub(crate) fn new(
         messages: usize,
         bytes: usize,
         client: Arc<Semaphore>,
         client_bytes: usize,
-    ) -> Room {
+    ) -> Budget {
         let bytes = bytes.clamp(1, Semaphore::MAX_PERMITS);
         let largest = bytes.min(client_bytes);
-        Room {
+        Budget {
             messages: Semaphore::new(messages.clamp(1, Semaphore::MAX_PERMITS)),
             bytes: Semaphore::new(bytes),
             client,
@@ -59,7 +59,7 @@ impl Room {
         }
     }
 
-    /// Takes room if there is some and no other message waits for it.
+    /// Takes budget if there is some and no other message waits for it.
     pub(crate) fn try_take(&self, cost: Cost) -> bool {
         let bytes = permits(cost.bytes);
         let Ok(messages) = self.messages.try_acquire_many(cost.messages) else {
@@ -75,7 +75,7 @@ impl Room {
         true
     }
 
-    /// Waits for room and takes it. Dropping the future gives back what it had.
+    /// Waits for budget and takes it. Dropping the future gives back what it had.
     pub(crate) async fn take(&self, cost: Cost) {
         const OPEN: &str = "the semaphores of a producer are never closed";
         let bytes = permits(cost.bytes);
@@ -85,7 +85,7 @@ impl Room {
         [messages, own, client].into_iter().for_each(|p| p.forget());
     }
 
-    /// Gives room back.
+    /// Gives budget back.
     pub(crate) fn release(&self, cost: Cost) {
         self.messages.add_permits(cost.messages as usize);
         self.bytes.add_permits(cost.bytes);
@@ -106,9 +106,9 @@ mod tests {
     #[test]
     fn both_bounds_and_the_clients_hold() {
         let client = Arc::new(Semaphore::new(1000));
-        let room = |messages, bytes| Room::new(messages, bytes, Arc::clone(&client), 1000);
+        let budget = |messages, bytes| Budget::new(messages, bytes, Arc::clone(&client), 1000);
         let cost = |bytes| Cost { messages: 1, bytes };
-        let (a, b) = (room(2, 900), room(9, 900));
+        let (a, b) = (budget(2, 900), budget(9, 900));
         assert!(a.try_take(cost(300)) && a.try_take(cost(300)));
         assert!(!a.try_take(cost(1)), "two messages are in flight");
         assert!(!b.try_take(cost(401)), "the client has 400 bytes left");
@@ -124,24 +124,27 @@ mod tests {
 
     #[test]
     fn a_message_beyond_the_bound_runs_alone() {
-        let room = Room::new(10, 100, Arc::new(Semaphore::new(1000)), 1000);
-        let cost = room.cost(5000);
-        assert!(room.try_take(cost));
-        assert!(!room.try_take(room.cost(0)));
-        room.release(cost);
-        assert!(room.try_take(room.cost(0)));
+        let budget = Budget::new(10, 100, Arc::new(Semaphore::new(1000)), 1000);
+        let cost = budget.cost(5000);
+        assert!(budget.try_take(cost));
+        assert!(!budget.try_take(budget.cost(0)));
+        budget.release(cost);
+        assert!(budget.try_take(budget.cost(0)));
     }
 
     #[test]
     fn a_wait_that_is_dropped_gives_back_what_it_had() {
-        let room = Room::new(1, 100, Arc::new(Semaphore::new(1000)), 1000);
+        let budget = Budget::new(1, 100, Arc::new(Semaphore::new(1000)), 1000);
         let held = Cost {
             messages: 0,
             bytes: 100,
         };
-        assert!(room.try_take(held));
-        assert!(room.take(room.cost(50)).now_or_never().is_none());
-        room.release(held);
-        assert!(room.try_take(room.cost(50)), "its message was given back");
+        assert!(budget.try_take(held));
+        assert!(budget.take(budget.cost(50)).now_or_never().is_none());
+        budget.release(held);
+        assert!(
+            budget.try_take(budget.cost(50)),
+            "its message was given back"
+        );
     }
 }

@@ -11,21 +11,21 @@ use crate::wake::Wakers;
 
 /// A value that arrives later.
 #[derive(Debug)]
-pub(crate) struct Settle<T> {
+pub(crate) struct Completion<T> {
     value: OnceLock<T>,
     wakers: Mutex<Vec<Waker>>,
 }
 
-impl<T> Default for Settle<T> {
-    fn default() -> Settle<T> {
-        Settle {
+impl<T> Default for Completion<T> {
+    fn default() -> Completion<T> {
+        Completion {
             value: OnceLock::new(),
             wakers: Mutex::new(Vec::new()),
         }
     }
 }
 
-impl<T> Settle<T> {
+impl<T> Completion<T> {
     /// Sets the value and wakes all waiters; the first value stays.
     pub(crate) fn set(&self, value: T) {
         self.set_and(value, &mut Wakers::default());
@@ -84,26 +84,26 @@ mod tests {
 
     #[tokio::test]
     async fn every_waiter_gets_the_first_value() {
-        let settle = Arc::new(Settle::default());
-        let early = Arc::clone(&settle);
+        let completion = Arc::new(Completion::default());
+        let early = Arc::clone(&completion);
         let waiters = futures::future::join_all((0..3).map(|_| async { *early.wait().await }));
         let set = async {
-            settle.set(1);
-            settle.set(2);
+            completion.set(1);
+            completion.set(2);
         };
         let (values, ()) = futures::join!(waiters, set);
         assert_eq!(values, [1, 1, 1]);
-        assert_eq!(settle.wait().now_or_never(), Some(&1));
+        assert_eq!(completion.wait().now_or_never(), Some(&1));
     }
 
     #[test]
     fn one_waiter_keeps_one_waker_however_often_it_polls() {
-        let settle = Settle::<u8>::default();
+        let completion = Completion::<u8>::default();
         let mut cx = Context::from_waker(Waker::noop());
         let mut slot = None;
         for _ in 0..10 {
-            assert!(settle.poll(&mut slot, &mut cx).is_pending());
+            assert!(completion.poll(&mut slot, &mut cx).is_pending());
         }
-        assert_eq!(settle.wakers.lock().len(), 1);
+        assert_eq!(completion.wakers.lock().len(), 1);
     }
 }
