@@ -10,6 +10,8 @@ pub mod election;
 pub mod embedded;
 pub mod error;
 pub mod etcd;
+#[cfg(any(test, feature = "testing"))]
+pub mod intercept;
 pub mod keys;
 pub mod lease;
 mod limits;

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use aquifer_runtime::clock::SystemClock;
 use aquifer_runtime::disk::{Disk, SimDisk};
@@ -13,9 +12,9 @@ use parking_lot::Mutex;
 
 use crate::embedded::{EmbeddedOptions, EmbeddedStore};
 use crate::error::{MetadataError, MetadataResult};
+use crate::intercept::Intercept;
 use crate::store::{
-    Expect, MetadataStore, PageToken, Revision, ScanPage, Session, Transaction, Until, Versioned,
-    Watch,
+    Expect, MetadataStore, PageToken, Revision, ScanPage, Transaction, Until, Versioned,
 };
 
 /// What happens at a commit or a page of a scan instead of what should.
@@ -89,8 +88,12 @@ fn unavailable<T>() -> MetadataResult<T> {
 }
 
 #[async_trait]
-impl MetadataStore for ScriptedStore {
-    async fn get(&self, key: &str) -> MetadataResult<Option<Versioned>> {
+impl Intercept for ScriptedStore {
+    fn inner(&self) -> &dyn MetadataStore {
+        &self.inner
+    }
+
+    async fn on_get(&self, key: &str) -> MetadataResult<Option<Versioned>> {
         {
             let mut away = self.away.lock();
             if *away > 0 {
@@ -101,7 +104,7 @@ impl MetadataStore for ScriptedStore {
         self.inner.get(key).await
     }
 
-    async fn scan(
+    async fn on_scan(
         &self,
         prefix: &str,
         page: Option<PageToken>,
@@ -115,11 +118,7 @@ impl MetadataStore for ScriptedStore {
         self.inner.scan(prefix, page, limit).await
     }
 
-    async fn commit_until(
-        &self,
-        transaction: Transaction,
-        until: Until,
-    ) -> MetadataResult<Revision> {
+    async fn on_commit(&self, transaction: Transaction, until: Until) -> MetadataResult<Revision> {
         let unknown = || Err(MetadataError::UnknownOutcome("no answer".to_owned()));
         match next(&self.commits) {
             Turn::Fine => {}
@@ -135,13 +134,5 @@ impl MetadataStore for ScriptedStore {
             }
         }
         self.inner.commit_until(transaction, until).await
-    }
-
-    async fn watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>> {
-        self.inner.watch(prefix, after).await
-    }
-
-    async fn open_session(&self, ttl: Duration) -> MetadataResult<Box<dyn Session>> {
-        self.inner.open_session(ttl).await
     }
 }

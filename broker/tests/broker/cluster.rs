@@ -10,10 +10,10 @@ use aquifer_ledger::testing::TestWorld;
 use aquifer_log::testing::TestLogs;
 use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
 use aquifer_metadata::error::MetadataResult;
+use aquifer_metadata::intercept::Intercept;
 use aquifer_metadata::lease::Lease;
 use aquifer_metadata::store::{
-    MetadataStore, Operation, PageToken, Revision, ScanPage, Session, Transaction, Until,
-    Versioned, Watch,
+    MetadataStore, Operation, PageToken, Revision, ScanPage, Transaction, Until,
 };
 use aquifer_model::bundle::BundleRange;
 use aquifer_model::format::FORMAT_NATIVE;
@@ -388,12 +388,12 @@ impl HeldStore {
 }
 
 #[async_trait]
-impl MetadataStore for HeldStore {
-    async fn get(&self, key: &str) -> MetadataResult<Option<Versioned>> {
-        self.inner.get(key).await
+impl Intercept for HeldStore {
+    fn inner(&self) -> &dyn MetadataStore {
+        &*self.inner
     }
 
-    async fn scan(
+    async fn on_scan(
         &self,
         prefix: &str,
         page: Option<PageToken>,
@@ -405,11 +405,7 @@ impl MetadataStore for HeldStore {
         self.inner.scan(prefix, page, limit).await
     }
 
-    async fn commit_until(
-        &self,
-        transaction: Transaction,
-        until: Until,
-    ) -> MetadataResult<Revision> {
+    async fn on_commit(&self, transaction: Transaction, until: Until) -> MetadataResult<Revision> {
         let is_of = |part: &str| {
             transaction.operations.iter().any(|operation| {
                 let (Operation::Put { key, .. } | Operation::Delete { key, .. }) = operation;
@@ -423,13 +419,5 @@ impl MetadataStore for HeldStore {
             held.wait_for(is_free).await.unwrap();
         }
         self.inner.commit_until(transaction, until).await
-    }
-
-    async fn watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>> {
-        self.inner.watch(prefix, after).await
-    }
-
-    async fn open_session(&self, ttl: Duration) -> MetadataResult<Box<dyn Session>> {
-        self.inner.open_session(ttl).await
     }
 }

@@ -1,9 +1,8 @@
 //! Records from metadata are a stranger's bytes: each is a ledger, or an error that says why not.
 
-use std::time::Duration;
-
 use aquifer_metadata::error::MetadataResult;
-use aquifer_metadata::store::{PageToken, ScanPage, Session, Until, Watch};
+use aquifer_metadata::intercept::Intercept;
+use aquifer_metadata::store::Until;
 use async_trait::async_trait;
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -108,36 +107,19 @@ proptest! {
 struct Slow(MemoryStore);
 
 #[async_trait]
-impl MetadataStore for Slow {
-    async fn get(&self, key: &str) -> MetadataResult<Option<Versioned>> {
+impl Intercept for Slow {
+    fn inner(&self) -> &dyn MetadataStore {
+        &self.0
+    }
+
+    async fn on_get(&self, key: &str) -> MetadataResult<Option<Versioned>> {
         tokio::task::yield_now().await;
         self.0.get(key).await
     }
 
-    async fn scan(
-        &self,
-        prefix: &str,
-        page: Option<PageToken>,
-        limit: usize,
-    ) -> MetadataResult<ScanPage> {
-        self.0.scan(prefix, page, limit).await
-    }
-
-    async fn commit_until(
-        &self,
-        transaction: Transaction,
-        until: Until,
-    ) -> MetadataResult<Revision> {
+    async fn on_commit(&self, transaction: Transaction, until: Until) -> MetadataResult<Revision> {
         tokio::task::yield_now().await;
         self.0.commit_until(transaction, until).await
-    }
-
-    async fn watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>> {
-        self.0.watch(prefix, after).await
-    }
-
-    async fn open_session(&self, ttl: Duration) -> MetadataResult<Box<dyn Session>> {
-        self.0.open_session(ttl).await
     }
 }
 

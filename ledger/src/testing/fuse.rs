@@ -4,12 +4,11 @@
 use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use aquifer_metadata::error::MetadataResult;
+use aquifer_metadata::intercept::Intercept;
 use aquifer_metadata::store::{
-    MetadataStore, PageToken, Revision, ScanPage, Session, Transaction, Until, Usage, Versioned,
-    Watch,
+    MetadataStore, PageToken, Revision, ScanPage, Transaction, Until, Versioned,
 };
 use aquifer_model::id::BookieId;
 use aquifer_model::storage::{
@@ -132,15 +131,19 @@ pub struct FusedStore {
 }
 
 #[async_trait]
-impl MetadataStore for FusedStore {
-    async fn get(&self, key: &str) -> MetadataResult<Option<Versioned>> {
+impl Intercept for FusedStore {
+    fn inner(&self) -> &dyn MetadataStore {
+        &*self.inner
+    }
+
+    async fn on_get(&self, key: &str) -> MetadataResult<Option<Versioned>> {
         if self.fuse.is_blown() {
             return pending().await;
         }
         self.inner.get(key).await
     }
 
-    async fn scan(
+    async fn on_scan(
         &self,
         prefix: &str,
         page: Option<PageToken>,
@@ -152,28 +155,12 @@ impl MetadataStore for FusedStore {
         self.inner.scan(prefix, page, limit).await
     }
 
-    async fn commit_until(
-        &self,
-        transaction: Transaction,
-        until: Until,
-    ) -> MetadataResult<Revision> {
+    async fn on_commit(&self, transaction: Transaction, until: Until) -> MetadataResult<Revision> {
         match (self.fuse.step(), self.fuse.blow) {
             (Fate::Lives, _) => return self.inner.commit_until(transaction, until).await,
             (Fate::Dies, Blow::After) => drop(self.inner.commit_until(transaction, until).await),
             (Fate::Dies, Blow::Before) | (Fate::Dead, _) => {}
         }
         pending().await
-    }
-
-    fn usage(&self) -> Option<Usage> {
-        self.inner.usage()
-    }
-
-    async fn watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>> {
-        self.inner.watch(prefix, after).await
-    }
-
-    async fn open_session(&self, ttl: Duration) -> MetadataResult<Box<dyn Session>> {
-        self.inner.open_session(ttl).await
     }
 }

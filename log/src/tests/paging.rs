@@ -10,10 +10,9 @@ use std::time::Duration;
 use aquifer_ledger::deletion::sweep_intents;
 use aquifer_ledger::testing::{Blow, Fuse, MemoryStore};
 use aquifer_metadata::error::{MetadataError, MetadataResult};
+use aquifer_metadata::intercept::Intercept;
 use aquifer_metadata::scan;
-use aquifer_metadata::store::{
-    Operation, PageToken, Revision, ScanPage, Session, Transaction, Until, Versioned, Watch,
-};
+use aquifer_metadata::store::{Operation, Revision, Transaction, Until};
 use async_trait::async_trait;
 
 use super::*;
@@ -121,25 +120,12 @@ struct Measured {
 }
 
 #[async_trait]
-impl MetadataStore for Measured {
-    async fn get(&self, key: &str) -> MetadataResult<Option<Versioned>> {
-        self.inner.get(key).await
+impl Intercept for Measured {
+    fn inner(&self) -> &dyn MetadataStore {
+        &self.inner
     }
 
-    async fn scan(
-        &self,
-        prefix: &str,
-        page: Option<PageToken>,
-        limit: usize,
-    ) -> MetadataResult<ScanPage> {
-        self.inner.scan(prefix, page, limit).await
-    }
-
-    async fn commit_until(
-        &self,
-        transaction: Transaction,
-        until: Until,
-    ) -> MetadataResult<Revision> {
+    async fn on_commit(&self, transaction: Transaction, until: Until) -> MetadataResult<Revision> {
         let of_topics = |operation: &Operation| match operation {
             Operation::Put { key, value, .. } if key.starts_with("t/") => value.len() as u64,
             _ => 0,
@@ -148,14 +134,6 @@ impl MetadataStore for Measured {
         self.largest.fetch_max(bytes, Ordering::Relaxed);
         self.total.fetch_add(bytes, Ordering::Relaxed);
         self.inner.commit_until(transaction, until).await
-    }
-
-    async fn watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>> {
-        self.inner.watch(prefix, after).await
-    }
-
-    async fn open_session(&self, ttl: Duration) -> MetadataResult<Box<dyn Session>> {
-        self.inner.open_session(ttl).await
     }
 }
 

@@ -11,8 +11,9 @@ use tokio::sync::Semaphore;
 
 use super::*;
 use crate::embedded::{EmbeddedOptions, EmbeddedStore};
+use crate::intercept::Intercept;
 use crate::keys;
-use crate::store::{Expect, PageToken, ScanPage, Session, Transaction, Until, Watch};
+use crate::store::{Expect, PageToken, ScanPage, Transaction, Watch};
 
 /// An embedded store whose scans can fail, and whose watches can be held and lose events.
 struct Unsteady {
@@ -56,12 +57,12 @@ impl Unsteady {
 }
 
 #[async_trait]
-impl MetadataStore for Unsteady {
-    async fn get(&self, key: &str) -> MetadataResult<Option<Versioned>> {
-        self.store.get(key).await
+impl Intercept for Unsteady {
+    fn inner(&self) -> &dyn MetadataStore {
+        &self.store
     }
 
-    async fn scan(
+    async fn on_scan(
         &self,
         prefix: &str,
         page: Option<PageToken>,
@@ -75,15 +76,7 @@ impl MetadataStore for Unsteady {
         self.store.scan(prefix, page, limit).await
     }
 
-    async fn commit_until(
-        &self,
-        transaction: Transaction,
-        until: Until,
-    ) -> MetadataResult<Revision> {
-        self.store.commit_until(transaction, until).await
-    }
-
-    async fn watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>> {
+    async fn on_watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>> {
         let left = self.resyncs.load(Ordering::SeqCst);
         self.resyncs.store(left.saturating_sub(1), Ordering::SeqCst);
         Ok(Box::new(HeldWatch {
@@ -91,10 +84,6 @@ impl MetadataStore for Unsteady {
             looks: Arc::clone(&self.looks),
             resync: left > 0,
         }))
-    }
-
-    async fn open_session(&self, ttl: Duration) -> MetadataResult<Box<dyn Session>> {
-        self.store.open_session(ttl).await
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use aquifer_model::limits::{
     METADATA_OPERATIONS_MAX, METADATA_PAGE_KEYS_MAX, METADATA_REQUEST_BYTES_MAX,
@@ -17,11 +16,11 @@ use crate::contract::fixture::{
     transaction, value, write,
 };
 use crate::error::{MetadataError, MetadataResult};
+use crate::intercept::Intercept;
 use crate::keys::{self, BundleRange};
 use crate::scan;
 use crate::store::{
-    Expect, Guard, MetadataStore, Operation, PageToken, Revision, ScanPage, Session, Transaction,
-    Until, Versioned, Watch,
+    Expect, Guard, MetadataStore, Operation, PageToken, Revision, ScanPage, Transaction, Versioned,
 };
 
 fn conflict(key: &str, current: Option<Revision>) -> Result<Revision, MetadataError> {
@@ -387,12 +386,12 @@ struct Held {
 }
 
 #[async_trait]
-impl MetadataStore for Held {
-    async fn get(&self, key: &str) -> MetadataResult<Option<Versioned>> {
-        self.inner.get(key).await
+impl Intercept for Held {
+    fn inner(&self) -> &dyn MetadataStore {
+        &*self.inner
     }
 
-    async fn scan(
+    async fn on_scan(
         &self,
         prefix: &str,
         page: Option<PageToken>,
@@ -403,22 +402,6 @@ impl MetadataStore for Held {
             self.free.notified().await;
         }
         self.inner.scan(prefix, page, limit).await
-    }
-
-    async fn commit_until(
-        &self,
-        transaction: Transaction,
-        until: Until,
-    ) -> MetadataResult<Revision> {
-        self.inner.commit_until(transaction, until).await
-    }
-
-    async fn watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>> {
-        self.inner.watch(prefix, after).await
-    }
-
-    async fn open_session(&self, ttl: Duration) -> MetadataResult<Box<dyn Session>> {
-        self.inner.open_session(ttl).await
     }
 }
 

@@ -1,14 +1,11 @@
 //! Tokens and grants that a backup brings back.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use aquifer_log::testing::MemoryColdStore;
 use aquifer_metadata::error::MetadataResult;
-use aquifer_metadata::store::{
-    Expect, MetadataStore, PageToken, Revision, ScanPage, Session, Transaction, Until, Versioned,
-    Watch,
-};
+use aquifer_metadata::intercept::Intercept;
+use aquifer_metadata::store::{Expect, MetadataStore, Versioned};
 use aquifer_metadata::{keys, record};
 use aquifer_model::backup::{BackupScope, RestoreAccess, RestoredAccess};
 use aquifer_proto::v1::GrantRecord;
@@ -74,8 +71,12 @@ impl Between {
 }
 
 #[async_trait]
-impl MetadataStore for Between {
-    async fn get(&self, key: &str) -> MetadataResult<Option<Versioned>> {
+impl Intercept for Between {
+    fn inner(&self) -> &dyn MetadataStore {
+        &*self.inner
+    }
+
+    async fn on_get(&self, key: &str) -> MetadataResult<Option<Versioned>> {
         let found = self.inner.get(key).await;
         if key == self.key {
             let then = self.then.lock().take();
@@ -84,31 +85,6 @@ impl MetadataStore for Between {
             }
         }
         found
-    }
-
-    async fn scan(
-        &self,
-        prefix: &str,
-        page: Option<PageToken>,
-        limit: usize,
-    ) -> MetadataResult<ScanPage> {
-        self.inner.scan(prefix, page, limit).await
-    }
-
-    async fn commit_until(
-        &self,
-        transaction: Transaction,
-        until: Until,
-    ) -> MetadataResult<Revision> {
-        self.inner.commit_until(transaction, until).await
-    }
-
-    async fn watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>> {
-        self.inner.watch(prefix, after).await
-    }
-
-    async fn open_session(&self, ttl: Duration) -> MetadataResult<Box<dyn Session>> {
-        self.inner.open_session(ttl).await
     }
 }
 

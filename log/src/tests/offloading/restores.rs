@@ -3,7 +3,8 @@
 use aquifer_ledger::holds;
 use aquifer_ledger::testing::Mode;
 use aquifer_metadata::error::MetadataResult;
-use aquifer_metadata::store::{PageToken, Revision, ScanPage, Session, Until, Versioned, Watch};
+use aquifer_metadata::intercept::Intercept;
+use aquifer_metadata::store::{PageToken, ScanPage};
 use aquifer_model::id::{BackupId, BookieId};
 use async_trait::async_trait;
 
@@ -198,12 +199,12 @@ struct EndsBackup {
 }
 
 #[async_trait]
-impl MetadataStore for EndsBackup {
-    async fn get(&self, key: &str) -> MetadataResult<Option<Versioned>> {
-        self.inner.get(key).await
+impl Intercept for EndsBackup {
+    fn inner(&self) -> &dyn MetadataStore {
+        &*self.inner
     }
 
-    async fn scan(
+    async fn on_scan(
         &self,
         prefix: &str,
         page: Option<PageToken>,
@@ -219,22 +220,6 @@ impl MetadataStore for EndsBackup {
             assert!(ended.unwrap().is_some());
         }
         found
-    }
-
-    async fn commit_until(
-        &self,
-        transaction: Transaction,
-        until: Until,
-    ) -> MetadataResult<Revision> {
-        self.inner.commit_until(transaction, until).await
-    }
-
-    async fn watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>> {
-        self.inner.watch(prefix, after).await
-    }
-
-    async fn open_session(&self, ttl: Duration) -> MetadataResult<Box<dyn Session>> {
-        self.inner.open_session(ttl).await
     }
 }
 
