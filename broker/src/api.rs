@@ -81,7 +81,7 @@ impl Admin for Broker {
             Action::Manage,
             Resource::Cluster,
             about: Some(Resource::Tenant(tenant.clone())),
-            self.make_tenant(&tenant)
+            self.create_tenant_record(&tenant)
         )
     }
 
@@ -119,7 +119,7 @@ impl Admin for Broker {
             Resource::Cluster,
             async {
                 let list = self.shared.pages.list(ctx, "list_tenants", &[]);
-                list.seal(self.tenants(ctx, list.open(page)?).await?)
+                list.seal(self.list_tenants_page(ctx, list.open(page)?).await?)
             }
         )
     }
@@ -137,7 +137,7 @@ impl Admin for Broker {
             Action::Manage,
             Resource::Tenant(namespace.tenant().to_owned()),
             about: Some(Resource::Namespace(namespace.clone())),
-            self.make_namespace(&namespace, policies)
+            self.create_namespace_record(&namespace, policies)
         )
     }
 
@@ -190,7 +190,10 @@ impl Admin for Broker {
             Resource::Tenant(tenant.clone()),
             async {
                 let list = self.shared.pages.list(ctx, "list_namespaces", &[&tenant]);
-                list.seal(self.namespaces(ctx, &tenant, list.open(page)?).await?)
+                list.seal(
+                    self.list_namespaces_page(ctx, &tenant, list.open(page)?)
+                        .await?,
+                )
             }
         )
     }
@@ -207,7 +210,7 @@ impl Admin for Broker {
             "create_topic",
             Action::Manage,
             Resource::Topic(topic.clone()),
-            self.make_topic(&topic, partitions, Reach::of(ctx))
+            self.create_topic_at(&topic, partitions, Reach::of(ctx))
         )
     }
 
@@ -245,7 +248,7 @@ impl Admin for Broker {
             "delete_topic",
             Action::Manage,
             Resource::Topic(topic.clone()),
-            self.remove_topic(&topic, how, Reach::of(ctx))
+            self.delete_topic_at(&topic, how, Reach::of(ctx))
         )
     }
 
@@ -260,7 +263,7 @@ impl Admin for Broker {
             "delete_topic_dry_run",
             Action::Manage,
             Resource::Topic(topic.clone()),
-            self.would_delete(&topic, Reach::of(ctx))
+            self.delete_dry_run(&topic, Reach::of(ctx))
         )
     }
 
@@ -279,7 +282,10 @@ impl Admin for Broker {
             async {
                 let of = namespace.to_string();
                 let list = self.shared.pages.list(ctx, "list_topics", &[&of]);
-                list.seal(self.topics_of(ctx, &namespace, list.open(page)?).await?)
+                list.seal(
+                    self.list_topics_page(ctx, &namespace, list.open(page)?)
+                        .await?,
+                )
             }
         )
     }
@@ -366,7 +372,7 @@ impl Admin for Broker {
             "delete_subscription",
             Action::Consume,
             Resource::Subscription(topic.clone(), subscription.clone()),
-            self.remove_subscription(&topic, &subscription, force, Reach::of(ctx))
+            self.delete_subscription_at(&topic, &subscription, force, Reach::of(ctx))
         )
     }
 
@@ -384,7 +390,7 @@ impl Admin for Broker {
             "create_subscription",
             Action::Consume,
             Resource::Subscription(topic.clone(), subscription.clone()),
-            self.new_subscription(ctx, &topic, &subscription, (place, &properties))
+            self.create_subscription_at(ctx, &topic, &subscription, (place, &properties))
         )
     }
 
@@ -401,7 +407,7 @@ impl Admin for Broker {
             "seek_subscription",
             Action::Consume,
             Resource::Subscription(topic.clone(), subscription.clone()),
-            self.move_subscription(&topic, &subscription, place, Reach::of(ctx))
+            self.seek(&topic, &subscription, place, Reach::of(ctx))
         )
     }
 
@@ -418,7 +424,7 @@ impl Admin for Broker {
             "skip_messages",
             Action::Consume,
             Resource::Subscription(topic.clone(), subscription.clone()),
-            self.give_up(&topic, &subscription, range, Reach::of(ctx))
+            self.skip(&topic, &subscription, range, Reach::of(ctx))
         )
     }
 

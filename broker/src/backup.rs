@@ -34,7 +34,7 @@ use crate::topic::pull::{Cursors, Pull};
 
 impl Broker {
     /// Begins a backup.
-    pub(crate) async fn hold_for_backup(
+    pub(crate) async fn begin_backup_hold(
         &self,
         url: &str,
         scope: BackupScope,
@@ -67,7 +67,10 @@ impl Broker {
     }
 
     /// Ends a backup.
-    pub(crate) async fn end_backup(&self, id: BackupId) -> Result<BackupRevisions, BrokerError> {
+    pub(crate) async fn finish_backup_hold(
+        &self,
+        id: BackupId,
+    ) -> Result<BackupRevisions, BrokerError> {
         let revisions = backup::finish(&self.shared.log, id).await;
         let revisions = revisions.map_err(refused)?;
         tracing::info!(backup = %id, "backup finished");
@@ -75,7 +78,10 @@ impl Broker {
     }
 
     /// Forgets a backup; answers the name of the cluster.
-    pub(crate) async fn drop_backup(&self, wanted: ForgetBackup) -> Result<String, BrokerError> {
+    pub(crate) async fn forget_backup_hold(
+        &self,
+        wanted: ForgetBackup,
+    ) -> Result<String, BrokerError> {
         let cluster = backup::forget(&self.shared.log, &wanted).await;
         let cluster = cluster.map_err(refused)?;
         if let Some(id) = wanted.backup {
@@ -85,7 +91,7 @@ impl Broker {
     }
 
     /// Brings tokens and grants of a backup back.
-    pub(crate) async fn bring_access_back(
+    pub(crate) async fn restore_access_records(
         &self,
         ctx: &RequestContext,
         wanted: RestoreAccess,
@@ -121,7 +127,7 @@ impl Broker {
 
     /// Captures a topic: first its subscriptions and its end, then, asked again with that end, its
     /// ledgers once all of them are in objects.
-    pub(crate) async fn capture_topic(
+    pub(crate) async fn backup_topic_capture(
         &self,
         id: BackupId,
         topic: &TopicName,

@@ -15,7 +15,7 @@ use crate::namespace::listing::{Listed, Lister, look_tenant, parse};
 use crate::topics::removal::RemovalScope;
 
 impl Broker {
-    pub(super) async fn make_tenant(&self, tenant: &str) -> Result<(), BrokerError> {
+    pub(super) async fn create_tenant_record(&self, tenant: &str) -> Result<(), BrokerError> {
         // The same rule as for the tenant's part of a namespace.
         NamespaceName::new(tenant, "x").map_err(|error| {
             BrokerError::invalid(error.to_string(), "choose another name for the tenant")
@@ -24,7 +24,7 @@ impl Broker {
         self.shared.namespaces.create_tenant(tenant).await
     }
 
-    pub(super) async fn make_namespace(
+    pub(super) async fn create_namespace_record(
         &self,
         namespace: &NamespaceName,
         policies: Policies,
@@ -41,7 +41,7 @@ impl Broker {
         created
     }
 
-    pub(super) async fn tenants(
+    pub(super) async fn list_tenants_page(
         &self,
         ctx: &RequestContext,
         page: PageRequest,
@@ -87,7 +87,7 @@ impl Broker {
         }
     }
 
-    pub(super) async fn namespaces(
+    pub(super) async fn list_namespaces_page(
         &self,
         ctx: &RequestContext,
         tenant: &str,

@@ -161,7 +161,10 @@ impl Broker {
             Ok(()) | Err(BrokerError::AlreadyExists { .. }) => {}
             Err(error) => return Err(error),
         }
-        match self.make_namespace(topic.namespace(), policies).await {
+        match self
+            .create_namespace_record(topic.namespace(), policies)
+            .await
+        {
             Ok(_) | Err(BrokerError::AlreadyExists { .. }) => Ok(()),
             Err(error) => Err(error),
         }
@@ -169,7 +172,7 @@ impl Broker {
 
     /// Lines from a place on: all of them, or those of a tenant. For a caller that cannot go to
     /// the broker that serves the topic, that broker is asked for the same.
-    pub(super) async fn audit_lines(
+    pub(super) async fn read_audit_lines(
         &self,
         ctx: &RequestContext,
         request: ReadAudit,
@@ -179,14 +182,14 @@ impl Broker {
             wait: self.read_wait(ctx, request.wait),
             ..request.clone()
         };
-        let here = self.audit_lines_here(ctx, request);
+        let here = self.read_audit_lines_here(ctx, request);
         self.at_owner(Reach::of(ctx), here, |peers, url| async move {
             peers.read_audit(&url, read).await
         })
         .await
     }
 
-    async fn audit_lines_here(
+    async fn read_audit_lines_here(
         &self,
         ctx: &RequestContext,
         request: ReadAudit,
@@ -196,7 +199,7 @@ impl Broker {
             Place::Index(index) => index,
             place => {
                 let topic = topic.clone();
-                let located = self.find_place(Locate {
+                let located = self.locate_place(Locate {
                     topic,
                     incarnation: None,
                     place,

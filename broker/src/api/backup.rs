@@ -30,7 +30,7 @@ impl Backups for Broker {
             "begin_backup",
             Action::Operate,
             Resource::Cluster,
-            self.hold_for_backup(&url, scope)
+            self.begin_backup_hold(&url, scope)
         )
     }
 
@@ -47,7 +47,7 @@ impl Backups for Broker {
             "backup_topic",
             Action::Operate,
             Resource::Cluster,
-            self.capture_topic(backup, &topic, end)
+            self.backup_topic_capture(backup, &topic, end)
         )
     }
 
@@ -62,7 +62,7 @@ impl Backups for Broker {
             "finish_backup",
             Action::Operate,
             Resource::Cluster,
-            self.end_backup(backup)
+            self.finish_backup_hold(backup)
         )
     }
 
@@ -73,7 +73,7 @@ impl Backups for Broker {
             "forget_backup",
             Action::Operate,
             Resource::Cluster,
-            self.drop_backup(wanted)
+            self.forget_backup_hold(wanted)
         )
     }
 
@@ -88,7 +88,7 @@ impl Backups for Broker {
             "restore_topic",
             Action::Operate,
             Resource::Cluster,
-            self.bring_topic_back(wanted)
+            self.restore_topic_records(wanted)
         )
     }
 
@@ -103,7 +103,7 @@ impl Backups for Broker {
             "restore_access",
             Action::Operate,
             Resource::Cluster,
-            self.bring_access_back(ctx, wanted)
+            self.restore_access_records(ctx, wanted)
         )
     }
 }

@@ -11,7 +11,7 @@ use crate::security::audit::cause::Create;
 use crate::topic::event::Event;
 
 impl Broker {
-    pub(super) async fn consume(
+    pub(super) async fn subscribe_session(
         &self,
         ctx: &RequestContext,
         request: Subscribe,

@@ -45,7 +45,7 @@ impl DataPlane for Broker {
         let needs = vec![need(Action::Produce)];
         let topic = Resource::Topic(request.topic.clone());
         let take_over = request.take_over;
-        let opening = self.produce(ctx, request);
+        let opening = self.open_producer_session(ctx, request);
         let session = match take_over {
             // It ends the session of another producer, which is a change.
             true => {
@@ -81,7 +81,7 @@ impl DataPlane for Broker {
             "subscribe",
             Action::Consume,
             consumed(&request),
-            self.consume(ctx, request.clone())
+            self.subscribe_session(ctx, request.clone())
         )?;
         let session = ConsumerSession {
             end: self.session_end(ctx, needs)?,
@@ -128,7 +128,7 @@ impl DataPlane for Broker {
             "locate",
             Action::Describe,
             Resource::Topic(request.topic.clone()),
-            self.find_place(request)
+            self.locate_place(request)
         )
     }
 

@@ -1,5 +1,6 @@
-//! Messages of a subscription in one topic or partition: given up, or shown. Indexes mean nothing
-//! in several partitions, so a partitioned topic is refused with the names of its partitions.
+//! Messages of a subscription in one topic or partition: skipped, or peeked at. Indexes mean
+//! nothing in several partitions, so a partitioned topic is refused with the names of its
+//! partitions.
 
 use aquifer_model::topic::{SubscriptionName, TopicName};
 use aquifer_protocol_api::admin::{PEEK_MESSAGES_MAX, Peeked};
@@ -13,8 +14,8 @@ use crate::topic::event::Event;
 use crate::topic::pull::Pull;
 
 impl Broker {
-    /// Gives messages up for a subscription. Answers which.
-    pub(super) async fn give_up(
+    /// Skips messages for a subscription. Answers which.
+    pub(super) async fn skip(
         &self,
         topic: &TopicName,
         subscription: &SubscriptionName,

@@ -9,7 +9,7 @@ use crate::security::audit::cause::Create;
 use crate::topic::event::Event;
 
 impl Broker {
-    pub(super) async fn produce(
+    pub(super) async fn open_producer_session(
         &self,
         ctx: &RequestContext,
         request: OpenProducer,

@@ -148,7 +148,7 @@ impl Broker {
         left.map_or(wait, |left| wait.min(left))
     }
 
-    pub(super) async fn find_place(&self, request: Locate) -> Result<Located, BrokerError> {
+    pub(super) async fn locate_place(&self, request: Locate) -> Result<Located, BrokerError> {
         let create = Create::if_partition(&request.topic);
         let door = self
             .door(&request.topic, request.incarnation, &create)

@@ -169,7 +169,7 @@ impl Security for Broker {
             of.map_or(Resource::Cluster, Resource::Tenant),
             async {
                 self.guard()?;
-                self.audit_lines(ctx, request).await
+                self.read_audit_lines(ctx, request).await
             }
         )
     }

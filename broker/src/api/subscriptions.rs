@@ -85,7 +85,7 @@ impl Change<'_> {
 }
 
 impl Broker {
-    pub(super) async fn remove_subscription(
+    pub(super) async fn delete_subscription_at(
         &self,
         topic: &TopicName,
         subscription: &SubscriptionName,
@@ -97,7 +97,7 @@ impl Broker {
         deleted.await.map(drop)
     }
 
-    pub(super) async fn new_subscription(
+    pub(super) async fn create_subscription_at(
         &self,
         ctx: &RequestContext,
         topic: &TopicName,
@@ -113,7 +113,7 @@ impl Broker {
             .await
     }
 
-    pub(super) async fn move_subscription(
+    pub(super) async fn seek(
         &self,
         topic: &TopicName,
         subscription: &SubscriptionName,

@@ -48,7 +48,7 @@ pub(super) const HOPS_MAX: u32 = 20;
 pub(super) const HOP_PAUSE: Duration = Duration::from_millis(50);
 
 impl Broker {
-    pub(super) async fn make_topic(
+    pub(super) async fn create_topic_at(
         &self,
         topic: &TopicName,
         partitions: u32,
@@ -88,10 +88,10 @@ impl Broker {
     ) -> Result<(), BrokerError> {
         let ranges = TopicRanges::even(partitions);
         match self.create_record(topic, &ranges).await {
-            // One that is being deleted makes room first.
+            // A topic of this name that is being deleted is deleted first.
             Err(BrokerError::AlreadyExists { what, name }) => {
-                let room = self.make_room(topic).await?;
-                room.ok_or(BrokerError::AlreadyExists { what, name })?;
+                let gone = self.finish_deletion(topic).await?;
+                gone.ok_or(BrokerError::AlreadyExists { what, name })?;
                 let created = self.create_record(topic, &ranges).await;
                 created.map_err(BrokerError::of_creation)?;
             }
@@ -112,7 +112,7 @@ impl Broker {
     }
 
     /// Finishes the deletion of a topic of this name, if there is one.
-    async fn make_room(&self, topic: &TopicName) -> Result<Option<()>, BrokerError> {
+    async fn finish_deletion(&self, topic: &TopicName) -> Result<Option<()>, BrokerError> {
         let ctx = Arc::clone(&self.shared.log);
         let found = TopicRecordCell::load(ctx, topic, Vec::new()).await?;
         if found.is_some_and(|cell| !cell.is_deleting()) {
@@ -223,7 +223,7 @@ impl Broker {
         })
     }
 
-    pub(super) async fn topics_of(
+    pub(super) async fn list_topics_page(
         &self,
         ctx: &RequestContext,
         namespace: &NamespaceName,
@@ -345,7 +345,7 @@ impl Broker {
         }
     }
 
-    pub(super) async fn remove_topic(
+    pub(super) async fn delete_topic_at(
         &self,
         topic: &TopicName,
         how: Deletion,
@@ -367,7 +367,7 @@ impl Broker {
     }
 
     /// What a deletion would delete. One that would be refused whether it is forced or not fails.
-    pub(super) async fn would_delete(
+    pub(super) async fn delete_dry_run(
         &self,
         topic: &TopicName,
         reach: Reach,

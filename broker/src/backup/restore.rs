@@ -23,7 +23,7 @@ const TRIM_AFTER_MS: u64 = 7 * 24 * 60 * 60 * 1000;
 
 impl Broker {
     /// Brings a topic back, unless one of its name is there. Repeated after a failure, it goes on.
-    pub(crate) async fn bring_topic_back(
+    pub(crate) async fn restore_topic_records(
         &self,
         wanted: RestoreTopic,
     ) -> Result<Restored, BrokerError> {
