@@ -4,6 +4,7 @@
 //! It reads what its caller knows to be confirmed; it never finds out where a ledger ends.
 
 mod latency;
+mod newest;
 
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
 pub(crate) use latency::ReadLatencies;
+pub use newest::newest_whole;
 
 use crate::context::LedgerContext;
 use crate::error::{LedgerError, lacks_entry};

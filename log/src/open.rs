@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 
 use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
-use aquifer_ledger::reader::Wanted;
+use aquifer_ledger::reader::{Wanted, newest_whole};
 use aquifer_ledger::recovery::driver::{close_by_recovery, close_known};
 use aquifer_ledger::writer::machine::LedgerEnd;
 use aquifer_model::entry::EntryHead;
@@ -179,23 +179,19 @@ async fn ending(
         Err(error) => return Err(error),
     };
     tracing::error!(ledger = %info.id, reason, "the last entry of a ledger is damaged");
-    let (mut step, mut found) = (1, None);
-    while found.is_none() && step <= last.0 {
-        let entry = EntryId(last.0 - step);
-        found = whole_head(ctx, info, entry).await?;
-        // The first of all is looked at before it is given up.
-        step = match last.0 {
-            whole if step < whole => (step * 2).min(whole),
-            whole => whole + 1,
-        };
-    }
+    let Some(before) = last.0.checked_sub(1).map(EntryId) else {
+        return Ok(None);
+    };
+    let mut found = newest_whole(before, |entry| whole_head(ctx, info, entry)).await?;
     // Some of those that were passed over may be whole.
-    while let Some(Ending { entry, .. }) = &found
-        && let Some(next) = whole_head(ctx, info, entry.next()).await?
-    {
-        found = Some(next);
+    while let Some((entry, _)) = &found {
+        let next = entry.next();
+        match whole_head(ctx, info, next).await? {
+            Some(head) => found = Some((next, head)),
+            None => break,
+        }
     }
-    Ok(found)
+    Ok(found.map(|(entry, head)| Ending { entry, head }))
 }
 
 /// The head of an entry, if it is not damaged.
@@ -203,9 +199,9 @@ async fn whole_head(
     ctx: &LogContext,
     info: &LedgerInfo,
     entry: EntryId,
-) -> Result<Option<Ending>, LogError> {
+) -> Result<Option<EntryHead>, LogError> {
     match head_at(ctx, info, entry).await {
-        Ok(head) => Ok(Some(Ending { entry, head })),
+        Ok(head) => Ok(Some(head)),
         Err(LogError::Damaged(_)) => Ok(None),
         Err(error) => Err(error),
     }

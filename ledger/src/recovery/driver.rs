@@ -19,7 +19,7 @@ use crate::deletion;
 use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerInfo, LedgerState};
 use crate::marks::Mark;
-use crate::reader::{self, Wanted};
+use crate::reader::{self, Wanted, newest_whole};
 use crate::recovery::machine::{
     FenceReply, Recovery, RecoveryAction, RecoveryEvent, RecoveryReadReply,
 };
@@ -124,15 +124,20 @@ async fn length_up_to(
     info: &LedgerInfo,
     last: EntryId,
 ) -> Result<u64, LedgerError> {
-    let mut back = 0;
-    loop {
-        let entry = EntryId(last.0.saturating_sub(back));
-        match reader::read_range(ctx, info, Wanted::one(entry)).await {
-            Ok(stored) => return Ok(stored[0].ledger_length),
-            Err(error) if !error.is_damage() => return Err(error),
-            Err(_) if entry == EntryId::FIRST => return Ok(0),
-            Err(_) => back = (back * 2).max(1),
-        }
+    let found = newest_whole(last, |entry| length_at(ctx, info, entry)).await?;
+    Ok(found.map_or(0, |(_, length)| length))
+}
+
+/// Bytes of a ledger up to an entry; `None` where it is damaged in every copy.
+async fn length_at(
+    ctx: &Arc<LedgerContext>,
+    info: &LedgerInfo,
+    entry: EntryId,
+) -> Result<Option<u64>, LedgerError> {
+    match reader::read_range(ctx, info, Wanted::one(entry)).await {
+        Ok(stored) => Ok(Some(stored[0].ledger_length)),
+        Err(error) if error.is_damage() => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
