@@ -16,13 +16,16 @@ mod revocations;
 mod roles;
 mod tokens;
 
-use aquifer_metadata::store::Revision;
+use aquifer_metadata::error::MetadataResult;
+use aquifer_metadata::keys;
+use aquifer_metadata::store::{Expect, Guard as KeyGuard, Operation, Revision, Transaction};
 use aquifer_protocol_api::access::{Action, Resource};
 use aquifer_protocol_api::admin::PageRequest;
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 use aquifer_protocol_api::scope::GrantScope;
 use aquifer_runtime::secret::{self, NoEntropy};
+use bytes::Bytes;
 
 use crate::error::BrokerError;
 use crate::security::audit::Record;
@@ -90,6 +93,26 @@ impl Guard {
             true => Err(forbidden().into()),
             false => Ok(()),
         }
+    }
+
+    /// Writes a record that is not there yet, while the guards hold.
+    async fn create_record(
+        &self,
+        key: String,
+        value: Bytes,
+        guards: Vec<KeyGuard>,
+    ) -> MetadataResult<Revision> {
+        let put = Operation::Put {
+            key,
+            value,
+            expect: Expect::Absent,
+        };
+        let created = self.records.store().commit(Transaction {
+            partition: keys::CLUSTER_PARTITION.to_owned(),
+            guards,
+            operations: vec![put],
+        });
+        created.await
     }
 
     /// Waits until a change is in force here, and records what it came to, and of whom.

@@ -16,7 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aquifer_metadata::error::MetadataError;
-use aquifer_metadata::store::{Expect, Guard as KeyGuard, Operation, Revision, Transaction};
+use aquifer_metadata::store::{Guard as KeyGuard, Revision};
 use aquifer_metadata::{keys, record};
 use aquifer_model::backup::RestoredAccess;
 use aquifer_model::topic::NamespaceName;
@@ -269,7 +269,7 @@ impl Guard {
         self.records.check_room_to_revoke()?;
         let value = record::encode(revoked::record(revocation));
         let key = keys::revocation(&revocation.id);
-        self.put_new(key, value, Vec::new()).await
+        self.create_or_keep(key, value, Vec::new()).await
     }
 
     async fn restore_token(
@@ -313,7 +313,7 @@ impl Guard {
         }
         self.records.check_room(None)?;
         let key = keys::token(&token.id);
-        self.put_new(key, record::encode(token.record), guards)
+        self.create_or_keep(key, record::encode(token.record), guards)
             .await
     }
 
@@ -343,7 +343,7 @@ impl Guard {
             deleting: false,
             ..role
         };
-        self.put_new(key, record::encode(stays.record()), guards)
+        self.create_or_keep(key, record::encode(stays.record()), guards)
             .await
     }
 
@@ -404,27 +404,19 @@ impl Guard {
         guards.extend(of_tenant.into_iter().chain(of_grantee));
         self.records.check_room(None)?;
         let key = keys::grant(tenant, &info.id);
-        self.put_new(key, record::encode(grant.record()), guards)
+        self.create_or_keep(key, record::encode(grant.record()), guards)
             .await
     }
 
-    async fn put_new(
+    /// Writes a record, unless there is one of its key.
+    async fn create_or_keep(
         &self,
         key: String,
         value: Bytes,
         guards: Vec<KeyGuard>,
     ) -> Result<Outcome, BrokerError> {
         let wanted = key.clone();
-        let put = self.records.store().commit(Transaction {
-            partition: keys::CLUSTER_PARTITION.to_owned(),
-            guards,
-            operations: vec![Operation::Put {
-                key,
-                value,
-                expect: Expect::Absent,
-            }],
-        });
-        match put.await {
+        match self.create_record(key, value, guards).await {
             Ok(revision) => Ok(Outcome::Added(revision)),
             Err(MetadataError::Conflict { key, .. }) if key == wanted => Ok(Outcome::Kept),
             Err(error) => Err(error.into()),

@@ -2,7 +2,6 @@
 
 use aquifer_metadata::keys;
 use aquifer_metadata::record;
-use aquifer_metadata::store::{Expect, Operation, Transaction};
 use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_model::topic::NamespaceName;
 use aquifer_proto::v1::TokenRecord;
@@ -69,16 +68,7 @@ impl Guard {
             id,
         };
         let (key, value) = (keys::token(&token.id), record::encode(token.record.clone()));
-        let written = self.records.store().commit(Transaction {
-            partition: keys::CLUSTER_PARTITION.to_owned(),
-            guards,
-            operations: vec![Operation::Put {
-                key,
-                value,
-                expect: Expect::Absent,
-            }],
-        });
-        let written = written.await?;
+        let written = self.create_record(key, value, guards).await?;
         let (of, said) = (owner(token.tenant()), token_said(&token));
         self.changed(ctx, "create_token", &of, &said, Some(written))
             .await;
