@@ -14,6 +14,7 @@ use aquifer_model::storage::{
     AddEntry, BookieError, BookieResult, Presence, PresenceRange, ReadBatch, ReadRange, TailState,
     TailWait,
 };
+use aquifer_runtime::budget::BytePermit;
 use aquifer_runtime::clock;
 use tokio::sync::oneshot;
 
@@ -85,21 +86,8 @@ impl Core {
             .reads
             .acquire(range.bytes_max.max(READ_BYTES_MIN))
             .await;
-        let (answer, answered) = oneshot::channel();
-        let core = Arc::clone(self);
-        let job = move || {
-            // A caller that has gone away keeps no other from the disk.
-            let result = (!answer.is_closed()).then(|| core.read_now(&range));
-            drop(permit);
-            // The receiver of the answer may close the bookie.
-            drop(core);
-            if let Some(result) = result {
-                // A caller that went away needs no answer.
-                let _ = answer.send(result);
-            }
-        };
-        self.workers.run(Priority::Read, Box::new(job));
-        answered.await.unwrap_or(Err(BookieError::ShuttingDown))
+        self.on_worker(permit, move |core| core.read_now(&range))
+            .await
     }
 
     /// Says which entries are here, without reading them all.
@@ -109,12 +97,23 @@ impl Core {
             return Err(BookieError::Invalid("the range of entries".to_owned()));
         }
         let permit = self.reads.acquire(HAS_BYTES).await;
+        self.on_worker(permit, move |core| core.has_now(&range))
+            .await
+    }
+
+    /// Runs a read on a worker, unless its caller has gone away by then.
+    async fn on_worker<T: Send + 'static>(
+        self: &Arc<Self>,
+        permit: BytePermit,
+        work: impl FnOnce(&Core) -> BookieResult<T> + Send + 'static,
+    ) -> BookieResult<T> {
         let (answer, answered) = oneshot::channel();
         let core = Arc::clone(self);
         let job = move || {
             // A caller that has gone away keeps no other from the disk.
-            let result = (!answer.is_closed()).then(|| core.has_now(&range));
+            let result = (!answer.is_closed()).then(|| work(&core));
             drop(permit);
+            // The receiver of the answer may close the bookie.
             drop(core);
             if let Some(result) = result {
                 // A caller that went away needs no answer.

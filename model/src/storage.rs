@@ -77,6 +77,26 @@ pub struct StoredEntry {
     pub data: Bytes,
 }
 
+impl StoredEntry {
+    /// The add by which recovery or repair writes it again, with the digest that it has.
+    #[must_use]
+    pub fn into_recovery_add(self) -> AddEntry {
+        AddEntry {
+            entry: self.entry,
+            last_add_confirmed: self.last_add_confirmed,
+            ledger_length: self.ledger_length,
+            digest: self.digest,
+            recovery: true,
+            reserve: false,
+            data: EntryData {
+                head: Bytes::new(),
+                body: self.data,
+            },
+            trace: None,
+        }
+    }
+}
+
 /// A successful answer to an ordered request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum OrderedReply {

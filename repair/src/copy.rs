@@ -11,7 +11,6 @@ use aquifer_ledger::duties::EntryRange;
 use aquifer_ledger::error::{LedgerError, lacks_entry};
 use aquifer_ledger::ledger_metadata::{LedgerInfo, LedgerState};
 use aquifer_ledger::members::Members;
-use aquifer_model::entry::EntryData;
 use aquifer_model::id::{BookieId, EntryId, TenantKey};
 use aquifer_model::limits::ENTRY_BYTES_MAX;
 use aquifer_model::storage::{
@@ -19,7 +18,6 @@ use aquifer_model::storage::{
     ReadRange, StoredEntry,
 };
 use aquifer_runtime::clock;
-use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -412,7 +410,8 @@ impl<'a> Copier<'a> {
 
     /// Stores entries on a bookie, durably, whether or not the ledger is fenced there.
     async fn store(&self, entries: Vec<StoredEntry>, to: BookieId) -> Result<(), Trouble> {
-        let mut left: Vec<AddEntry> = entries.into_iter().map(recovery_add).collect();
+        let adds = entries.into_iter().map(StoredEntry::into_recovery_add);
+        let mut left: Vec<AddEntry> = adds.collect();
         for _ in 0..OVERLOADED_MAX {
             let sent: Vec<_> = left
                 .into_iter()
@@ -466,23 +465,6 @@ fn nothing_after(error: &BookieError, first: EntryId, last: EntryId) -> Option<P
         | BookieError::Limbo
         | BookieError::Io(_) => Some(Presence::nothing_until(first)),
         _ => None,
-    }
-}
-
-/// A stored entry as repair writes it.
-fn recovery_add(stored: StoredEntry) -> AddEntry {
-    AddEntry {
-        entry: stored.entry,
-        last_add_confirmed: stored.last_add_confirmed,
-        ledger_length: stored.ledger_length,
-        digest: stored.digest,
-        recovery: true,
-        reserve: false,
-        data: EntryData {
-            head: Bytes::new(),
-            body: stored.data,
-        },
-        trace: None,
     }
 }
 

@@ -212,11 +212,7 @@ fn logs(bundle: &mut Bundle, folder: &Path) {
     files.sort();
     for (_, path) in files.iter().rev().take(LOGS_MAX) {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let mut end = name.len().min(LOG_NAME_BYTES_MAX);
-        while !name.is_char_boundary(end) {
-            end -= 1;
-        }
-        let name = name[..end].to_owned();
+        let name = name[..name.floor_char_boundary(LOG_NAME_BYTES_MAX)].to_owned();
         match tail(path) {
             Ok(text) => bundle.add(format!("logs/{name}"), text),
             Err(error) => bundle.missing(&path.display().to_string(), error),

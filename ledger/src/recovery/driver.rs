@@ -5,11 +5,9 @@ use std::sync::Arc;
 
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::store::Guard;
-use aquifer_model::entry::EntryData;
 use aquifer_model::id::{BookieId, EntryId, LedgerId, TenantKey};
 use aquifer_model::storage::{
-    AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest,
-    StoredEntry,
+    BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest, StoredEntry,
 };
 use aquifer_runtime::clock;
 use tokio::sync::mpsc;
@@ -315,20 +313,7 @@ impl<'a> Run<'a> {
                 let Some(stored) = self.found.get(&entry) else {
                     return;
                 };
-                let add = AddEntry {
-                    entry,
-                    last_add_confirmed: stored.last_add_confirmed,
-                    ledger_length: stored.ledger_length,
-                    digest: stored.digest,
-                    recovery: true,
-                    reserve: false,
-                    data: EntryData {
-                        head: bytes::Bytes::new(),
-                        body: stored.data.clone(),
-                    },
-                    trace: None,
-                };
-                OrderedOperation::Add(add)
+                OrderedOperation::Add(stored.clone().into_recovery_add())
             }
         };
         let request = OrderedRequest {

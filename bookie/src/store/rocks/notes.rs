@@ -49,10 +49,7 @@ pub fn encode_damage(report: &DamageReport) -> Vec<u8> {
         bytes.extend_from_slice(&file.first.0.to_le_bytes());
         bytes.extend_from_slice(&file.last.0.to_le_bytes());
         for text in [&file.name, &file.what] {
-            let mut end = text.len().min(WHAT_BYTES_MAX);
-            while !text.is_char_boundary(end) {
-                end -= 1;
-            }
+            let end = text.floor_char_boundary(WHAT_BYTES_MAX);
             bytes.extend_from_slice(&(end as u64).to_le_bytes());
             bytes.extend_from_slice(&text.as_bytes()[..end]);
         }
