@@ -21,12 +21,14 @@ fn rate() -> impl Strategy<Value = Rate> {
 
 fn counts() -> impl Strategy<Value = Counts> {
     let bound = || proptest::option::of(0u64..5);
-    (bound(), 0u64..5, bound()).prop_map(|(topics, producers, consumers)| Counts {
-        topics,
-        producers,
-        consumers,
-        ..Counts::default()
-    })
+    (bound(), 0u64..5, 0u64..5, bound()).prop_map(
+        |(topics, producers, subscriptions, consumers)| Counts {
+            topics,
+            producers,
+            subscriptions,
+            consumers,
+        },
+    )
 }
 
 fn overrides() -> impl Strategy<Value = Policies> {
@@ -155,16 +157,31 @@ fn touched(update: &PolicyUpdate) -> Vec<PolicyName> {
     PolicyName::ALL.iter().copied().filter(of).collect()
 }
 
-/// The lowest of the numbers that some level says, the default among them.
-fn lowest<T: Copy>(
-    levels: &[(Level, Policies)],
-    of: fn(&Policies) -> Option<T>,
-    number: impl Fn(T) -> Option<u64>,
-    default: Option<u64>,
-) -> Option<u64> {
-    let said = levels.iter().filter_map(|(_, said)| number(of(said)?));
-    said.chain(default).min()
-}
+/// A number that a level says; `None` where it sets no bound.
+type Number = fn(&Policies) -> Option<u64>;
+
+/// Every number of every ceiling that each bounds for itself.
+const CEILINGS: [(&str, Number); 11] = [
+    ("message bytes", |said| said.message_bytes_max),
+    ("unacked of a consumer", |said| Some(said.unacked?.consumer)),
+    ("unacked of a subscription", |said| {
+        Some(said.unacked?.subscription)
+    }),
+    ("topics", |said| said.counts?.topics),
+    ("producers", |said| Some(said.counts?.producers)),
+    ("subscriptions", |said| Some(said.counts?.subscriptions)),
+    ("consumers", |said| said.counts?.consumers),
+    ("messages published", |said| {
+        said.aggregate_rate?.publish.messages
+    }),
+    ("bytes published", |said| said.aggregate_rate?.publish.bytes),
+    ("messages delivered", |said| {
+        said.aggregate_rate?.dispatch.messages
+    }),
+    ("bytes delivered", |said| {
+        said.aggregate_rate?.dispatch.bytes
+    }),
+];
 
 /// A policy that is added without being drawn would be tested where no level says anything only.
 #[test]
@@ -223,20 +240,12 @@ proptest! {
         ];
         let defaults = EffectivePolicies::default();
         let (effective, origins) = resolve(defaults, &levels);
-        let default = Some(defaults.message_bytes_max);
-        let bytes = lowest(&levels, |said| said.message_bytes_max, Some, default);
-        prop_assert_eq!(Some(effective.message_bytes_max), bytes);
-        let default = Some(defaults.unacked.consumer);
-        let consumer = lowest(&levels, |said| said.unacked, |one| Some(one.consumer), default);
-        prop_assert_eq!(Some(effective.unacked.consumer), consumer);
-        let topics = lowest(&levels, |said| said.counts, |one| one.topics, None);
-        prop_assert_eq!(effective.counts.topics, topics);
-        let default = Some(defaults.counts.producers);
-        let producers = lowest(&levels, |said| said.counts, |one| Some(one.producers), default);
-        prop_assert_eq!(Some(effective.counts.producers), producers);
-        let rate = |one: AggregateRate| one.publish.messages;
-        let messages = lowest(&levels, |said| said.aggregate_rate, rate, None);
-        prop_assert_eq!(effective.aggregate_rate.publish.messages, messages);
+        let (default, in_force) = (Policies::from(defaults), Policies::from(effective));
+        for (what, number) in CEILINGS {
+            let said = levels.iter().filter_map(|(_, said)| number(said));
+            let lowest = said.chain(number(&default)).min();
+            prop_assert_eq!(number(&in_force), lowest, "{}", what);
+        }
         for (name, origin) in origins.iter().filter(|(_, origin)| origin.capped_by.is_some()) {
             let is_ceiling = matches!(
                 name,
