@@ -44,6 +44,7 @@ impl Damage {
     }
 
     /// What is known.
+    #[must_use]
     pub fn report(&self) -> Option<DamageReport> {
         self.report.lock().clone()
     }

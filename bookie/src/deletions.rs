@@ -17,11 +17,13 @@ impl Deletions {
     }
 
     /// Whether one waits for more than this commit to be durable.
+    #[must_use]
     pub fn needs_flush(&self, flushed: u64) -> bool {
         self.0.lock().values().any(|commit| *commit > flushed)
     }
 
     /// Whether the turn of one has come.
+    #[must_use]
     pub fn is_due(&self, flushed: u64) -> bool {
         self.0.lock().values().any(|commit| *commit <= flushed)
     }

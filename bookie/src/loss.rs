@@ -32,11 +32,13 @@ impl Limbo {
     }
 
     /// Whether it lasts.
+    #[must_use]
     pub fn is_on(&self) -> bool {
         self.on.load(Ordering::Acquire)
     }
 
     /// The loss.
+    #[must_use]
     pub fn report(&self) -> Option<LossReport> {
         self.report.lock().clone()
     }

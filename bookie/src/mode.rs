@@ -126,6 +126,7 @@ impl Mode {
     }
 
     /// Whether free space is below the mark.
+    #[must_use]
     pub fn is_full(&self) -> bool {
         self.is(Cause::Full)
     }
@@ -185,6 +186,7 @@ impl Mode {
     }
 
     /// For people.
+    #[must_use]
     pub fn report(&self) -> BookieMode {
         if let Some(why) = self.failed.get() {
             return BookieMode::Failed(why.clone());

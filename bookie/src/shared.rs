@@ -118,6 +118,7 @@ pub struct Ends {
 
 impl Ends {
     /// Whether they are to end.
+    #[must_use]
     pub fn is_begun(&self) -> bool {
         self.begun.load(Ordering::Acquire)
     }
@@ -172,6 +173,7 @@ impl Shared {
     }
 
     /// Bytes between their arrival and the store.
+    #[must_use]
     pub fn bytes_in_flight(&self) -> u64 {
         let bytes = self.adds.whole().used_bytes() + self.control.used_bytes();
         u64::try_from(bytes).unwrap_or(u64::MAX)

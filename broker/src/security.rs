@@ -298,6 +298,7 @@ impl Drop for Admitted<'_> {
 }
 
 /// The id in a token of ours, if the text is whole: whether it counts is in its record.
+#[must_use]
 pub fn token_id(text: &str) -> Option<&str> {
     token::parse(text).map(|parsed| parsed.id)
 }

@@ -102,6 +102,7 @@ impl Intent {
     }
 
     /// The change that writes it.
+    #[must_use]
     pub fn put(&self, expect: Expect) -> Operation {
         Operation::Put {
             key: keys::deletion(self.ledger),
@@ -111,6 +112,7 @@ impl Intent {
     }
 
     /// The bytes that are stored.
+    #[must_use]
     pub fn value(&self) -> Bytes {
         let ids = |set: &BTreeSet<BookieId>| -> Vec<Bytes> {
             set.iter().map(|id| Bytes::copy_from_slice(&id.0)).collect()
@@ -159,23 +161,27 @@ impl Intent {
     }
 
     /// Whether a bookie is to delete what it has, or has just done so.
+    #[must_use]
     pub fn names(&self, bookie: BookieId) -> bool {
         self.bookies.contains(&bookie)
     }
 
     /// What a change expects that counts on the intent as it was read.
+    #[must_use]
     pub fn expect(&self) -> Expect {
         Expect::Revision(self.revision)
     }
 
     /// Whether it is about the ledger of that record: with another token it is about one that had
     /// the same id before (H14).
+    #[must_use]
     pub fn is_of(&self, info: &LedgerInfo) -> bool {
         self.token == NO_TOKEN || self.token == info.token
     }
 
     /// Whether it is about all of the ledger of that record. One without a home was written where
     /// there was no record: one that is there by now was restored since, and stays.
+    #[must_use]
     pub fn deletes(&self, info: &LedgerInfo) -> bool {
         !self.copies_only && !self.home.is_empty() && self.is_of(info)
     }

@@ -92,6 +92,7 @@ impl<'a> Duties<'a> {
 
     /// The bookies that must hold an entry: the members of its fragment by position, and the entry
     /// before the next fragment. `None` where bookies owe nothing of the ledger.
+    #[must_use]
     pub fn at(self, entry: EntryId) -> Option<(&'a [BookieId], Option<EntryId>)> {
         let fragments = self.fragments?;
         let (_, members) = fragments.range(..=entry).next_back()?;
@@ -100,17 +101,20 @@ impl<'a> Duties<'a> {
     }
 
     /// The members of the fragment that begins at an entry, if bookies owe it.
+    #[must_use]
     pub fn members_from(self, first: EntryId) -> Option<&'a [BookieId]> {
         self.fragments?.get(&first).map(Vec::as_slice)
     }
 
     /// The bookies that must hold something, or have a place for what is still to come.
+    #[must_use]
     pub fn bookies(self) -> BTreeSet<BookieId> {
         let fragments = self.fragments.into_iter().flat_map(BTreeMap::values);
         fragments.flatten().copied().collect()
     }
 
     /// Whether a bookie is one of these.
+    #[must_use]
     pub fn binds(self, bookie: BookieId) -> bool {
         let mut fragments = self.fragments.into_iter().flat_map(BTreeMap::values);
         fragments.any(|members| members.contains(&bookie))

@@ -132,6 +132,7 @@ impl LedgerIndex {
     }
 
     /// The first `count` ledgers from an id on.
+    #[must_use]
     pub fn page(&self, from: LedgerId, count: usize) -> Vec<LedgerId> {
         let mut ledgers = self.all.iter();
         ledgers.advance_to(from.0);

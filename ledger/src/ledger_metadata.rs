@@ -64,6 +64,7 @@ pub struct LedgerInfo {
 
 impl LedgerInfo {
     /// First entry and members of the last fragment.
+    #[must_use]
     pub fn last_fragment(&self) -> (EntryId, Vec<BookieId>) {
         self.fragments
             .last_key_value()
@@ -72,11 +73,13 @@ impl LedgerInfo {
     }
 
     /// Every bookie that may hold entries, whether or not it must: those that a deletion asks.
+    #[must_use]
     pub fn bookies(&self) -> BTreeSet<BookieId> {
         self.fragments.values().flatten().copied().collect()
     }
 
     /// The change that writes this record.
+    #[must_use]
     pub fn put(&self, expect: Expect) -> Operation {
         Operation::Put {
             key: keys::ledger(self.id),

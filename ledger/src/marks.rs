@@ -114,6 +114,7 @@ impl Mark {
     }
 
     /// The change that removes it as it was read.
+    #[must_use]
     pub fn removal(&self) -> Operation {
         Operation::Delete {
             key: keys::under_replicated(self.ledger),
@@ -122,6 +123,7 @@ impl Mark {
     }
 
     /// Whether it says anything of a bookie.
+    #[must_use]
     pub fn names(&self, bookie: BookieId) -> bool {
         self.lost.contains(&bookie)
             || self.doubted.contains(&bookie)

@@ -88,16 +88,19 @@ impl PrefixCache {
     }
 
     /// A key, as far as it is known here.
+    #[must_use]
     pub fn get(&self, key: &str) -> Option<Versioned> {
         self.shared.items.read().get(key).cloned()
     }
 
     /// All keys, in order.
+    #[must_use]
     pub fn items(&self) -> Vec<Versioned> {
         self.shared.items.read().values().cloned().collect()
     }
 
     /// Changes whenever the items do.
+    #[must_use]
     pub fn changes(&self) -> watch::Receiver<Option<Revision>> {
         self.shared.current.subscribe()
     }

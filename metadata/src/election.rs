@@ -98,6 +98,7 @@ impl Election {
     }
 
     /// Follows the leader.
+    #[must_use]
     pub fn observe(&self) -> Observer {
         Observer {
             election: self.clone(),
@@ -164,11 +165,13 @@ impl Election {
 
 impl Leadership {
     /// When it was won: the epoch of this leader.
+    #[must_use]
     pub fn revision(&self) -> Revision {
         self.revision
     }
 
     /// Makes a transaction of the cluster's partition fail unless this is still the leader.
+    #[must_use]
     pub fn guard(&self) -> Guard {
         Guard {
             key: self.election.key.clone(),

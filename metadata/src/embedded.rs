@@ -114,6 +114,7 @@ impl EmbeddedStore {
     }
 
     /// How many changes a watch may still resume from; for tests and metrics.
+    #[must_use]
     pub fn history_len(&self) -> usize {
         self.shared.history.len()
     }

@@ -118,11 +118,13 @@ pub enum Partition<'a> {
 }
 
 /// Where the keys of a cluster begin in a store that several clusters share.
+#[must_use]
 pub fn root(cluster: &str) -> String {
     format!("/aquifer/v1/{}/", escape(cluster))
 }
 
 /// Key of a tenant.
+#[must_use]
 pub fn tenant(tenant: &str) -> String {
     format!("t/{}", escape(tenant))
 }
@@ -131,16 +133,19 @@ pub fn tenant(tenant: &str) -> String {
 pub const TENANTS_PREFIX: &str = "t/";
 
 /// What begins the keys of a tenant's namespaces and topics.
+#[must_use]
 pub fn tenant_prefix(tenant: &str) -> String {
     format!("t/{}/", escape(tenant))
 }
 
 /// Key of a namespace.
+#[must_use]
 pub fn namespace(namespace: &NamespaceName) -> String {
     format!("{}p", namespace_prefix("t", namespace))
 }
 
 /// Key of the policies of a tenant, a namespace or a topic.
+#[must_use]
 pub fn policies(scope: &PolicyScope) -> String {
     match scope {
         PolicyScope::Tenant(name) => format!("{POLICIES_PREFIX}{}", escape(name)),
@@ -158,6 +163,7 @@ pub fn policies(scope: &PolicyScope) -> String {
 pub const POLICIES_PREFIX: &str = "p/";
 
 /// Key of how brokers divide the rate of a tenant or a namespace; a topic's is not divided.
+#[must_use]
 pub fn rate_shares(scope: &PolicyScope) -> String {
     let policies = policies(scope);
     let scope = policies.strip_prefix(POLICIES_PREFIX);
@@ -168,6 +174,7 @@ pub fn rate_shares(scope: &PolicyScope) -> String {
 pub const RATE_SHARES_PREFIX: &str = "rates/";
 
 /// Key of a topic.
+#[must_use]
 pub fn topic(topic: &TopicName) -> String {
     format!(
         "{}{}",
@@ -177,27 +184,32 @@ pub fn topic(topic: &TopicName) -> String {
 }
 
 /// What begins the keys of a namespace's topics.
+#[must_use]
 pub fn topics_prefix(namespace: &NamespaceName) -> String {
     format!("{}t/", namespace_prefix("t", namespace))
 }
 
 /// Key of a page of a topic's older segments. The number is padded, so that scans are in order.
+#[must_use]
 pub fn segment_page(topic: &TopicName, incarnation: TopicIncarnation, page: u32) -> String {
     format!("{}{page:010}", segment_pages_of(topic, incarnation))
 }
 
 /// What begins the keys of the pages of one incarnation of a topic.
+#[must_use]
 pub fn segment_pages_of(topic: &TopicName, incarnation: TopicIncarnation) -> String {
     format!("{}{incarnation}/", segment_pages_prefix(topic))
 }
 
 /// What begins the keys of the pages of all topics of a name: one may exist while another is being
 /// restored.
+#[must_use]
 pub fn segment_pages_prefix(name: &TopicName) -> String {
     format!("{}/s/", topic(name))
 }
 
 /// Key of a ledger. The number is padded, so that scans are in order of ids.
+#[must_use]
 pub fn ledger(ledger: LedgerId) -> String {
     format!("{LEDGERS_PREFIX}{:016}", ledger.0)
 }
@@ -206,6 +218,7 @@ pub fn ledger(ledger: LedgerId) -> String {
 pub const LEDGERS_PREFIX: &str = "l/";
 
 /// Key of the owner of a bundle.
+#[must_use]
 pub fn bundle_owner(namespace: &NamespaceName, range: BundleRange) -> String {
     format!("{}{range}", bundle_owners_prefix(namespace))
 }
@@ -214,11 +227,13 @@ pub fn bundle_owner(namespace: &NamespaceName, range: BundleRange) -> String {
 pub const OWNERS_PREFIX: &str = "own/";
 
 /// What begins the keys of the owners of a namespace's bundles.
+#[must_use]
 pub fn bundle_owners_prefix(namespace: &NamespaceName) -> String {
     namespace_prefix("own", namespace)
 }
 
 /// Key of a living broker.
+#[must_use]
 pub fn broker(broker: BrokerId) -> String {
     format!("{BROKERS_PREFIX}{broker}")
 }
@@ -227,6 +242,7 @@ pub fn broker(broker: BrokerId) -> String {
 pub const BROKERS_PREFIX: &str = "brokers/";
 
 /// Key of a living bookie.
+#[must_use]
 pub fn bookie(bookie: BookieId) -> String {
     format!("{BOOKIES_PREFIX}{bookie}")
 }
@@ -235,6 +251,7 @@ pub fn bookie(bookie: BookieId) -> String {
 pub const BOOKIES_PREFIX: &str = "bookies/";
 
 /// Key of a bookie's permanent identity.
+#[must_use]
 pub fn cookie(bookie: BookieId) -> String {
     format!("{COOKIES_PREFIX}{bookie}")
 }
@@ -243,11 +260,13 @@ pub fn cookie(bookie: BookieId) -> String {
 pub const COOKIES_PREFIX: &str = "cookies/";
 
 /// Key of a version of a topic's schema, padded, so that scans are in order of versions.
+#[must_use]
 pub fn schema(topic: &TopicName, version: u64) -> String {
     format!("{}{version:020}", schemas_prefix(topic))
 }
 
 /// What begins the keys of a topic's schemas.
+#[must_use]
 pub fn schemas_prefix(topic: &TopicName) -> String {
     format!(
         "{}{}/",
@@ -257,6 +276,7 @@ pub fn schemas_prefix(topic: &TopicName) -> String {
 }
 
 /// Key of the note that a ledger lacks replicas.
+#[must_use]
 pub fn under_replicated(ledger: LedgerId) -> String {
     format!("{UNDER_REPLICATED_PREFIX}{:016}", ledger.0)
 }
@@ -265,6 +285,7 @@ pub fn under_replicated(ledger: LedgerId) -> String {
 pub const UNDER_REPLICATED_PREFIX: &str = "u/";
 
 /// Key of the lock of the process that repairs a ledger.
+#[must_use]
 pub fn repair_lock(ledger: LedgerId) -> String {
     format!("{REPAIR_LOCKS_PREFIX}{:016}", ledger.0)
 }
@@ -273,6 +294,7 @@ pub fn repair_lock(ledger: LedgerId) -> String {
 pub const REPAIR_LOCKS_PREFIX: &str = "ul/";
 
 /// Key of a process that repairs ledgers.
+#[must_use]
 pub fn repair_worker(name: &str) -> String {
     format!("{REPAIR_WORKERS_PREFIX}{}", escape(name))
 }
@@ -281,6 +303,7 @@ pub fn repair_worker(name: &str) -> String {
 pub const REPAIR_WORKERS_PREFIX: &str = "workers/";
 
 /// Key of the intent to delete a ledger.
+#[must_use]
 pub fn deletion(ledger: LedgerId) -> String {
     format!("{DELETIONS_PREFIX}{:016}", ledger.0)
 }
@@ -289,6 +312,7 @@ pub fn deletion(ledger: LedgerId) -> String {
 pub const DELETIONS_PREFIX: &str = "g/";
 
 /// Key of a place of objects. The number is padded, so that scans are in order.
+#[must_use]
 pub fn location(number: u32) -> String {
     format!("{LOCATIONS_PREFIX}{number:010}")
 }
@@ -297,6 +321,7 @@ pub fn location(number: u32) -> String {
 pub const LOCATIONS_PREFIX: &str = "locations/";
 
 /// Key of an object that is being written.
+#[must_use]
 pub fn upload(attempt: AttemptId) -> String {
     format!("{UPLOADS_PREFIX}{attempt}")
 }
@@ -305,6 +330,7 @@ pub fn upload(attempt: AttemptId) -> String {
 pub const UPLOADS_PREFIX: &str = "oc/";
 
 /// Key of an object that is to be deleted.
+#[must_use]
 pub fn dying_object(attempt: AttemptId) -> String {
     format!("{DYING_OBJECTS_PREFIX}{attempt}")
 }
@@ -313,6 +339,7 @@ pub fn dying_object(attempt: AttemptId) -> String {
 pub const DYING_OBJECTS_PREFIX: &str = "od/";
 
 /// Key of a backup.
+#[must_use]
 pub fn backup(backup: BackupId) -> String {
     format!("{BACKUPS_PREFIX}{backup}")
 }
@@ -321,6 +348,7 @@ pub fn backup(backup: BackupId) -> String {
 pub const BACKUPS_PREFIX: &str = "backups/";
 
 /// Key of the record of a topic that is being restored.
+#[must_use]
 pub fn restoring(topic: &TopicName) -> String {
     let namespace = partition_of_topic(topic);
     format!("{RESTORES_PREFIX}{namespace}/{}", escape(topic.name()))
@@ -330,11 +358,13 @@ pub fn restoring(topic: &TopicName) -> String {
 pub const RESTORES_PREFIX: &str = "restores/";
 
 /// Key of a counter of ids.
+#[must_use]
 pub fn id_range(name: &str) -> String {
     format!("ids/{}", escape(name))
 }
 
 /// Key of a peer cluster.
+#[must_use]
 pub fn cluster(name: &str) -> String {
     format!("{CLUSTERS_PREFIX}{}", escape(name))
 }
@@ -346,6 +376,7 @@ pub const CLUSTERS_PREFIX: &str = "clusters/";
 pub const AUTH_PREFIX: &str = "auth/";
 
 /// Key of a token.
+#[must_use]
 pub fn token(id: &str) -> String {
     format!("{TOKENS_PREFIX}{}", escape(id))
 }
@@ -354,6 +385,7 @@ pub fn token(id: &str) -> String {
 pub const TOKENS_PREFIX: &str = "auth/tokens/";
 
 /// Key of a grant in a tenant, or without one in the cluster.
+#[must_use]
 pub fn grant(tenant: Option<&str>, id: &str) -> String {
     format!("{}{}", grants_prefix(tenant), escape(id))
 }
@@ -362,6 +394,7 @@ pub fn grant(tenant: Option<&str>, id: &str) -> String {
 pub const GRANTS_PREFIX: &str = "auth/grants/";
 
 /// What begins the keys of the grants in a tenant, or without one in the cluster.
+#[must_use]
 pub fn grants_prefix(tenant: Option<&str>) -> String {
     match tenant {
         Some(tenant) => format!("{GRANTS_PREFIX}{}/", escape(tenant)),
@@ -370,11 +403,13 @@ pub fn grants_prefix(tenant: Option<&str>) -> String {
 }
 
 /// Key of a role of a tenant, or without one of the cluster.
+#[must_use]
 pub fn role(tenant: Option<&str>, name: &str) -> String {
     format!("{}{}", roles_prefix(tenant), escape(name))
 }
 
 /// What begins the keys of the roles of a tenant, or without one of the cluster.
+#[must_use]
 pub fn roles_prefix(tenant: Option<&str>) -> String {
     match tenant {
         Some(tenant) => format!("auth/roles/{}/", escape(tenant)),
@@ -383,16 +418,19 @@ pub fn roles_prefix(tenant: Option<&str>) -> String {
 }
 
 /// Key of a revocation of JSON Web Tokens.
+#[must_use]
 pub fn revocation(id: &str) -> String {
     format!("auth/revoked/{}", escape(id))
 }
 
 /// Key of a secret of the cluster.
+#[must_use]
 pub fn cluster_key(name: &str) -> String {
     format!("auth/keys/{}", escape(name))
 }
 
 /// Key of the note that a tenant was deleted.
+#[must_use]
 pub fn forgotten(tenant: &str) -> String {
     format!("auth/forgotten/{}", escape(tenant))
 }
@@ -401,6 +439,7 @@ pub fn forgotten(tenant: &str) -> String {
 const OF_CLUSTER: &str = "~";
 
 /// Key of the leader of an election.
+#[must_use]
 pub fn leader(election: &str) -> String {
     format!("leaders/{}", escape(election))
 }
@@ -416,11 +455,13 @@ pub const ELECTION_BALANCER: &str = "balancer";
 pub const INTERNAL_PREFIX: &str = "~";
 
 /// Key of the slot in which a process notes its commits in etcd; the lease tells processes apart.
+#[must_use]
 pub fn commit_slot(lease: u64, slot: u32) -> String {
     format!("~/commits/{lease:016x}/{slot}")
 }
 
 /// The partition of everything in a namespace.
+#[must_use]
 pub fn partition_of_namespace(namespace: &NamespaceName) -> String {
     format!(
         "{}/{}",
@@ -430,11 +471,13 @@ pub fn partition_of_namespace(namespace: &NamespaceName) -> String {
 }
 
 /// The partition of everything that belongs to a topic: its record, ledgers and intents.
+#[must_use]
 pub fn partition_of_topic(topic: &TopicName) -> String {
     partition_of_namespace(topic.namespace())
 }
 
 /// The partition of the policies of a scope: that of what they belong to.
+#[must_use]
 pub fn partition_of_policies(scope: &PolicyScope) -> String {
     match scope {
         PolicyScope::Tenant(_) => CLUSTER_PARTITION.to_owned(),

@@ -249,6 +249,7 @@ fn check_version(key: &str, bytes: &[u8], kind: &'static str, newest: u32) -> Me
 }
 
 /// The bytes to store for a record.
+#[must_use]
 pub fn encode<R: Record>(record: R) -> Bytes {
     let value = v1::MetadataValue {
         format_version: record.version(),

@@ -109,6 +109,7 @@ impl<'a> Pages<'a> {
     }
 
     /// Whether all pages were read.
+    #[must_use]
     pub fn is_at_end(&self) -> bool {
         matches!(self.next, Next::End)
     }

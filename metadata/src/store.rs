@@ -56,6 +56,7 @@ pub enum Operation {
 
 impl Operation {
     /// The key that it changes.
+    #[must_use]
     pub fn key(&self) -> &str {
         match self {
             Operation::Put { key, .. } | Operation::Delete { key, .. } => key,
@@ -63,6 +64,7 @@ impl Operation {
     }
 
     /// What the key must be.
+    #[must_use]
     pub fn expect(&self) -> Expect {
         match self {
             Operation::Put { expect, .. } | Operation::Delete { expect, .. } => *expect,

@@ -32,6 +32,7 @@ pub struct SystemClock;
 
 impl SystemClock {
     /// The system clock, ready to hand to a component.
+    #[must_use]
     pub fn shared() -> SharedClock {
         Arc::new(SystemClock)
     }

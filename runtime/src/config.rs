@@ -59,6 +59,7 @@ where
     clippy::disallowed_methods,
     reason = "the one place that reads single environment variables"
 )]
+#[must_use]
 pub fn env(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }

@@ -137,6 +137,7 @@ struct Entry {
 
 impl<B> InboundBody<B> {
     /// Wraps a body. The handler's end belongs into the request's extensions.
+    #[must_use]
     pub fn new(
         inner: B,
         limits: InboundLimits,

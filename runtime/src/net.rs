@@ -40,11 +40,13 @@ impl ListenAddress {
     }
 
     /// The address as the operating system takes it.
+    #[must_use]
     pub fn socket_addr(&self) -> SocketAddr {
         self.0
     }
 
     /// Whether only this machine can reach it.
+    #[must_use]
     pub fn is_loopback(&self) -> bool {
         self.0.ip().is_loopback()
     }

@@ -48,6 +48,7 @@ pub struct SystemRng;
 
 impl SystemRng {
     /// The system's generator, ready to hand to a component.
+    #[must_use]
     pub fn shared() -> SharedRng {
         Arc::new(SystemRng)
     }
@@ -79,6 +80,7 @@ impl SeededRng {
     }
 
     /// The same, ready to hand to a component.
+    #[must_use]
     pub fn shared(seed: u64) -> SharedRng {
         Arc::new(SeededRng::new(seed))
     }

@@ -73,6 +73,7 @@ impl TaskGroup {
     }
 
     /// The name of the group.
+    #[must_use]
     pub fn name(&self) -> &str {
         &self.inner.name
     }
@@ -107,6 +108,7 @@ impl TaskGroup {
     }
 
     /// A token that tasks of this group, and threads that work for it, watch.
+    #[must_use]
     pub fn shutdown_token(&self) -> ShutdownToken {
         // A child has a lock of its own: tasks that wait in a loop do not meet at that of the
         // group.
@@ -121,6 +123,7 @@ impl TaskGroup {
     }
 
     /// The first failure of this group, such as the panic of a task, if there was one.
+    #[must_use]
     pub fn failed(&self) -> Option<String> {
         self.inner.failed.lock().clone()
     }
@@ -135,6 +138,7 @@ impl TaskGroup {
     }
 
     /// How many tasks run now.
+    #[must_use]
     pub fn running(&self) -> usize {
         self.inner.tracker.len()
     }
@@ -197,6 +201,7 @@ impl Drop for Registration {
 
 impl ShutdownToken {
     /// Whether shutdown was asked for.
+    #[must_use]
     pub fn is_shutdown(&self) -> bool {
         self.token.is_cancelled()
     }
@@ -214,6 +219,7 @@ impl<T> TaskHandle<T> {
     }
 
     /// Whether the task has ended.
+    #[must_use]
     pub fn is_finished(&self) -> bool {
         self.handle.is_finished()
     }

@@ -162,6 +162,7 @@ impl Telemetry {
     }
 
     /// A meter, from which a component makes its instruments. `name` is the component.
+    #[must_use]
     pub fn meter(&self, name: &'static str) -> Meter {
         self.inner.meters.meter(name)
     }
@@ -172,11 +173,13 @@ impl Telemetry {
     }
 
     /// The registry behind [`Self::render_metrics`], for collectors that are not OpenTelemetry.
+    #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.inner.registry
     }
 
     /// All metrics in the text format of Prometheus.
+    #[must_use]
     pub fn render_metrics(&self) -> String {
         let families = self.inner.registry.gather();
         let encoded = TextEncoder::new().encode_to_string(&families);

@@ -1,7 +1,7 @@
 //! House rules that the compiler and clippy cannot check: crate directions, imports and circles of
-//! them, file sizes, banned words, cited rules, where metadata keys are written, and the documents
-//! that must be there. Every checker is a pure function from text to violations, with tests that it
-//! catches what it is for.
+//! them, file sizes, banned words, cited rules, `#[must_use]`, where metadata keys are written, and
+//! the documents that must be there. Every checker is a pure function from text to violations, with
+//! tests that it catches what it is for.
 
 mod circles;
 mod documents;
@@ -9,6 +9,7 @@ mod edges;
 mod imports;
 mod keys;
 mod links;
+mod must_use;
 mod rules;
 mod scan;
 mod sizes;
@@ -104,6 +105,11 @@ fn no_paths_of_one_machine() {
     let texts = scan::workspace_texts(root());
     let check = |(path, text): &(String, String)| words::check_paths(path, text);
     assert_none(&texts.iter().flat_map(check).collect::<Vec<_>>());
+}
+
+#[test]
+fn getters_must_be_used() {
+    check_sources(must_use::check);
 }
 
 #[test]

@@ -43,6 +43,7 @@ impl ApplyQueue {
 
     /// The memory of the commits that wait.
     #[cfg(test)]
+    #[must_use]
     pub fn held_bytes(&self) -> usize {
         let state = self.state.lock();
         state

@@ -324,6 +324,7 @@ impl Block {
 
     /// What it takes in memory.
     #[cfg(test)]
+    #[must_use]
     pub fn held_bytes(&self) -> usize {
         match &self.0 {
             BlockBytes::Pooled(buffer, _) => buffer.capacity(),

@@ -8,6 +8,7 @@ pub struct Sequence(AtomicU64);
 
 impl Sequence {
     /// Its value.
+    #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Acquire)
     }

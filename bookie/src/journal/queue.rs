@@ -92,11 +92,13 @@ impl JournalQueue {
     }
 
     /// Bytes of the records that wait.
+    #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Acquire)
     }
 
     /// The number of the last item that was queued.
+    #[must_use]
     pub fn last_number(&self) -> u64 {
         self.state.lock().last_number
     }

@@ -264,11 +264,13 @@ impl Segments {
     }
 
     /// Whether a segment should be prepared.
+    #[must_use]
     pub fn needs_spare(&self) -> bool {
         self.state.lock().rotation.needs_spare()
     }
 
     /// Whether only a flush makes room: no segment waits, and none can be made.
+    #[must_use]
     pub fn is_exhausted(&self) -> bool {
         let state = self.state.lock();
         let full = state.rotation.total() >= self.most(&state) || state.blocked.is_some();
@@ -284,6 +286,7 @@ impl Segments {
     }
 
     /// The live segments, oldest first.
+    #[must_use]
     pub fn live(&self) -> Vec<Arc<SegmentFile>> {
         let state = self.state.lock();
         let numbers: Vec<u64> = state.rotation.live().collect();
@@ -294,6 +297,7 @@ impl Segments {
     }
 
     /// Bytes of live segments, and of all.
+    #[must_use]
     pub fn bytes(&self) -> (u64, u64) {
         let live = self.live().iter().map(|file| file.bytes).sum();
         let all = self.state.lock().files.iter().map(|file| file.bytes).sum();

@@ -185,26 +185,31 @@ impl LedgerWriter {
     }
 
     /// The ledger.
+    #[must_use]
     pub fn ledger(&self) -> LedgerId {
         self.inner.ledger
     }
 
     /// The creation token of the ledger.
+    #[must_use]
     pub fn token(&self) -> CreationToken {
         self.inner.token
     }
 
     /// The record as this writer left it.
+    #[must_use]
     pub fn info(&self) -> LedgerInfo {
         self.inner.state.lock().info.clone()
     }
 
     /// How many bookies have its entries.
+    #[must_use]
     pub fn quorum(&self) -> Quorum {
         self.inner.state.lock().info.quorum
     }
 
     /// The members of the last fragment, without those that failed and may have been replaced.
+    #[must_use]
     pub fn members(&self) -> Vec<Option<BookieId>> {
         let state = self.inner.state.lock();
         let (_, members) = state.info.last_fragment();
@@ -213,6 +218,7 @@ impl LedgerWriter {
     }
 
     /// Whether a bookie of the ensemble has failed and none has taken its place.
+    #[must_use]
     pub fn lacks_bookies(&self) -> bool {
         self.inner.state.lock().machine.lacks_bookies()
     }
@@ -270,6 +276,7 @@ impl LedgerWriter {
     }
 
     /// Bookies of the ledger that may lack acknowledged entries, and from which on (H16).
+    #[must_use]
     pub fn unconfirmed(&self, info: &LedgerInfo) -> BTreeMap<BookieId, EntryId> {
         let named = info.bookies();
         let known = {

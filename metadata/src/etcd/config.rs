@@ -79,11 +79,13 @@ impl EtcdConfig {
     }
 
     /// How long a request may take.
+    #[must_use]
     pub fn request_timeout(&self) -> Duration {
         Duration::from_millis(self.request_timeout_ms)
     }
 
     /// How long one member may take.
+    #[must_use]
     pub fn attempt_timeout(&self) -> Duration {
         Duration::from_millis(self.attempt_timeout_ms)
     }

@@ -121,6 +121,7 @@ pub struct ApiError {
 
 impl ApiError {
     /// A failure that changed nothing.
+    #[must_use]
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> ApiError {
         ApiError {
             kind,

@@ -108,6 +108,7 @@ impl<S> Rest<S> {
 
     /// The same for a port of this machine whose callers are not authenticated: what names another
     /// host, or comes from a page of one, is refused.
+    #[must_use]
     pub fn for_this_machine(self) -> Rest<S> {
         Rest {
             is_local: true,

@@ -61,11 +61,13 @@ pub struct Call<'t> {
 
 impl Call<'_> {
     /// The method as gRPC calls it.
+    #[must_use]
     pub fn rpc(&self) -> &PathAndQuery {
         &self.route.rpc
     }
 
     /// The encoded request.
+    #[must_use]
     pub fn message(&self) -> &Bytes {
         &self.message
     }

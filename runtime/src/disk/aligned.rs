@@ -60,6 +60,7 @@ impl AlignedBuffer {
     }
 
     /// The content.
+    #[must_use]
     pub fn as_slice(&self) -> &[u8] {
         &self.storage[self.start..self.start + self.len]
     }
@@ -70,16 +71,19 @@ impl AlignedBuffer {
     }
 
     /// Length of the content.
+    #[must_use]
     pub fn len(&self) -> usize {
         self.len
     }
 
     /// Whether there is no content.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// How long the content may become before the buffer grows.
+    #[must_use]
     pub fn capacity(&self) -> usize {
         self.storage.len() - self.start
     }

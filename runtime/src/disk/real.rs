@@ -16,6 +16,7 @@ pub struct RealDisk;
 
 impl RealDisk {
     /// The real disk, ready to hand to a component.
+    #[must_use]
     pub fn shared() -> SharedDisk {
         Arc::new(RealDisk)
     }

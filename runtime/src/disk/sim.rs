@@ -111,6 +111,7 @@ impl SimDisk {
     }
 
     /// This disk, ready to hand to a component.
+    #[must_use]
     pub fn shared(&self) -> SharedDisk {
         Arc::new(self.clone())
     }

@@ -36,6 +36,7 @@ pub struct Dialer {
 
 impl Dialer {
     /// A connector that makes connections secret.
+    #[must_use]
     pub fn new(tls: Arc<ClientTls>) -> Dialer {
         Dialer {
             tls: Some(tls),
@@ -44,6 +45,7 @@ impl Dialer {
     }
 
     /// A connector for plain text.
+    #[must_use]
     pub fn plain() -> Dialer {
         let mut plain = HttpConnector::new();
         plain.enforce_http(false);
@@ -53,6 +55,7 @@ impl Dialer {
     }
 
     /// The address that the library is to be given for one with TLS; `None` for plain text.
+    #[must_use]
     pub fn address(url: &str) -> Option<String> {
         url.strip_prefix(HTTPS).map(|rest| format!("{HTTP}{rest}"))
     }

@@ -56,6 +56,7 @@ pub struct Gathered<S> {
 
 impl<S> Gathered<S> {
     /// Wraps a connection.
+    #[must_use]
     pub fn new(stream: S) -> Gathered<S> {
         Gathered {
             stream,

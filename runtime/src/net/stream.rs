@@ -64,6 +64,7 @@ impl<T: AsyncRead + AsyncWrite> Bytes for T {}
 
 impl ServerStream {
     /// A connection that was accepted; with `tls` it begins with a handshake.
+    #[must_use]
     pub fn new(stream: TcpStream, tls: Option<&Arc<ServerTls>>) -> ServerStream {
         let info = TcpConnectInfo {
             local_addr: stream.local_addr().ok(),
@@ -86,11 +87,13 @@ impl ServerStream {
     }
 
     /// The certificate of the peer; `None` before the handshake, and for a peer without one.
+    #[must_use]
     pub fn peer_certificate(&self) -> Option<&PeerCertificate> {
         self.guard.as_ref().map(|guard| &guard.peer)
     }
 
     /// The same for what outlives this borrow.
+    #[must_use]
     pub fn shared_certificate(&self) -> SharedCertificate {
         self.certificate.clone()
     }

@@ -104,6 +104,7 @@ pub(super) fn register_runtime(meter: &Meter) {
 }
 
 /// Memory of this process that is in RAM, where the operating system tells.
+#[must_use]
 pub fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status

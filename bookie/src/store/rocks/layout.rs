@@ -76,6 +76,7 @@ impl Layout {
     }
 
     /// The tables that have keys of a range, in bytes.
+    #[must_use]
     pub fn bytes_in(&self, (first, last): (&[u8], &[u8])) -> u64 {
         let in_range = |table: &&Table| *table.first <= *last && *first <= *table.last;
         self.tables.iter().filter(in_range).map(|t| t.bytes).sum()
@@ -84,6 +85,7 @@ impl Layout {
     /// Tables that lie in a range as a whole, hold their values themselves, and can be dropped as
     /// they are: RocksDB drops none of the youngest level, and does not notice the garbage that a
     /// dropped table leaves in blob files.
+    #[must_use]
     pub fn droppable(&self, (first, last): (&[u8], &[u8])) -> Vec<KeyRange> {
         let inside = |table: &&Table| *first <= *table.first && *table.last <= *last;
         self.tables
@@ -97,6 +99,7 @@ impl Layout {
     /// The next step that gives garbage back, of at most `step` bytes if one file allows it, and
     /// of at most `room` bytes. The oldest files come first, and only while all that must be
     /// rewritten up to the last of them is no more than what comes back.
+    #[must_use]
     pub fn next_step(&self, step: u64, room: u64) -> Step {
         let sizes = || self.sizes();
         let Some(goal) = sizes().find(|oldest| self.cost(*oldest) <= self.garbage(*oldest)) else {

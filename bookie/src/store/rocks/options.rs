@@ -51,6 +51,7 @@ pub fn database(config: &BookieConfig, create: bool, direct: bool) -> Result<Opt
 
 /// The column families. With `compacts` off they are never compacted by themselves, and writes do
 /// not wait for that either.
+#[must_use]
 pub fn families(
     config: &BookieConfig,
     cache: &Cache,
@@ -69,6 +70,7 @@ pub fn families(
 }
 
 /// The block cache that all families share.
+#[must_use]
 pub fn cache(config: &BookieConfig) -> Cache {
     Cache::new_lru_cache(config.block_cache_bytes)
 }

@@ -182,6 +182,7 @@ impl Db {
     }
 
     /// Bytes of the files.
+    #[must_use]
     pub fn bytes(&self) -> u64 {
         let value = |name: &str| self.entries_value(name).unwrap_or(0);
         value("rocksdb.total-sst-files-size") + value("rocksdb.total-blob-file-size")
