@@ -26,7 +26,7 @@ impl Housekeeper {
         }
     }
 
-    /// The thread that keeps house.
+    /// What the thread runs.
     pub fn run(&self) {
         let every = Duration::from_millis(self.shared.config.space_check_ms.min(1_000));
         let mut synced_before = 0;

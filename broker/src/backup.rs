@@ -118,7 +118,7 @@ impl Broker {
                     break;
                 }
             };
-            done = round.bring_back(items).await;
+            done = round.restore_items(items).await;
         }
         // Also what was brought back before a failure is told.
         let restored = round.end().await;

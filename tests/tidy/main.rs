@@ -1,4 +1,4 @@
-//! House rules that the compiler and clippy cannot check: crate directions, imports and circles of
+//! Rules that the compiler and clippy cannot check: crate directions, imports and circles of
 //! them, file sizes, banned words, cited rules, `#[must_use]`, where metadata keys are written, and
 //! the documents that must be there. Every checker is a pure function from text to violations, with
 //! tests that it catches what it is for.

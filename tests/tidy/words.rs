@@ -48,7 +48,7 @@ const UNCLEAR: [(&str, &str); 22] = [
     ),
     (concat!("for so ", "long"), "say `for this time`"),
     (concat!("of ", "now"), "say `current`"),
-    // Words of this house that a newcomer would have to learn.
+    // Words of this code base alone, which a newcomer would have to learn.
     (concat!("ten", "ure"), "say `delivery right`"),
     (concat!("h", "ub"), "say what it does: a receiver"),
     (concat!("be", "ll"), "say `wakeup`"),

@@ -42,7 +42,7 @@ impl Broker {
             ..source.totals
         };
         let guards = vec![owned.guard.clone(), namespace];
-        let restored = match self.bring_back(&wanted, source, &owned, guards).await {
+        let restored = match self.restore_now(&wanted, source, &owned, guards).await {
             Ok(outcome) => outcome,
             Err(BrokerError::Log(LogError::AlreadyExists)) => self.existing(&wanted).await?,
             // Another request may have finished it. Whether the topic moved shows by itself.
@@ -62,7 +62,7 @@ impl Broker {
         })
     }
 
-    async fn bring_back(
+    async fn restore_now(
         &self,
         wanted: &RestoreTopic,
         source: BackedUpTopic,

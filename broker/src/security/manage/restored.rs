@@ -123,7 +123,7 @@ impl AccessRound<'_> {
     /// # Errors
     /// When the files have more than a cluster may have, or it is full; when metadata cannot be
     /// changed.
-    pub(crate) async fn bring_back(&mut self, items: Vec<Item>) -> Result<(), BrokerError> {
+    pub(crate) async fn restore_items(&mut self, items: Vec<Item>) -> Result<(), BrokerError> {
         self.items = self.items.saturating_add(items.len() as u64);
         if self.items > records::ITEMS_MAX {
             let max = records::ITEMS_MAX;
