@@ -79,6 +79,9 @@ impl Checkpointer {
         if let Ok(bytes) = self.shared.store.bytes() {
             self.shared.metrics.store_bytes.record(bytes, &[]);
         }
+        if let Ok(files) = self.shared.store.value_files() {
+            self.shared.metrics.blob_files(files.count, files.bytes);
+        }
         match self.shared.store.persisted() {
             Ok(persisted) => {
                 self.flushed(persisted);

@@ -58,6 +58,13 @@ pub struct BookieConfig {
     /// value costs less than the extra read per value that a blob needs; above it, the topics of
     /// a busy bookie interleave and compaction would rewrite every payload several times.
     pub blob_bytes_min: usize,
+    /// How large blob files may get, in bytes. Flushes make smaller ones, which are merged.
+    pub blob_file_bytes: u64,
+    /// Small blob files are merged while there are more blob files than this and two for each
+    /// `blob_file_bytes` that they hold.
+    pub blob_files_max: u64,
+    /// Bytes that merging writes in a second, on average; 0: nothing is merged.
+    pub merge_bytes_per_second: u64,
     /// Files that RocksDB keeps open.
     pub open_files_max: u32,
     /// Ledgers whose state is kept in memory.
@@ -102,6 +109,9 @@ impl Default for BookieConfig {
             memtable_bytes: 12 * MIB,
             block_cache_bytes: 8 * MIB,
             blob_bytes_min: 4 * 1024,
+            blob_file_bytes: 128 << 20,
+            blob_files_max: 1_024,
+            merge_bytes_per_second: 32 << 20,
             open_files_max: 256,
             ledgers_cached_max: 16 * 1024,
             read_only_below_free_bytes: 256 << 20,
@@ -127,6 +137,13 @@ impl BookieConfig {
             data_dir,
             ..BookieConfig::default()
         }
+    }
+
+    /// How many blob files that hold this many bytes in all are left as they are.
+    pub(crate) fn blob_files_left(&self, bytes: u64) -> u64 {
+        let by_bytes = bytes / self.blob_file_bytes.max(1);
+        self.blob_files_max
+            .saturating_add(by_bytes.saturating_mul(2))
     }
 
     /// Checks the relations between the settings.
@@ -170,6 +187,10 @@ impl BookieConfig {
                     && self.commit_bytes_max >= 4096
                     && self.memtable_bytes >= 64 * 1024,
                 "byte budgets of a bookie must be at least 64 KiB, commit_bytes_max 4 KiB",
+            ),
+            (
+                self.blob_file_bytes >= 64 * 1024,
+                "blob_file_bytes must be at least 64 KiB",
             ),
         ];
         match rules.iter().find(|(holds, _)| !holds) {

@@ -24,6 +24,10 @@ pub struct BookieMetrics {
     pub(crate) scrubbed_bytes: Counter<u64>,
     pub(crate) scrub_damaged: Counter<u64>,
     pub(crate) scrub_passes: Counter<u64>,
+    merged_files: Counter<u64>,
+    merged_bytes: Counter<u64>,
+    blob_files: Gauge<u64>,
+    blob_file_mean_bytes: Gauge<u64>,
     pub(crate) in_flight_bytes: Gauge<u64>,
     pub(crate) journal_live_bytes: Gauge<u64>,
     pub(crate) store_bytes: Gauge<u64>,
@@ -92,6 +96,10 @@ impl BookieMetrics {
             scrubbed_bytes: counter("aquifer_bookie_scrubbed_bytes_total"),
             scrub_damaged: counter("aquifer_bookie_scrub_damaged_entries_total"),
             scrub_passes: counter("aquifer_bookie_scrub_passes_total"),
+            merged_files: counter("aquifer_bookie_blob_merged_files_total"),
+            merged_bytes: counter("aquifer_bookie_blob_merged_bytes_total"),
+            blob_files: gauge("aquifer_bookie_blob_files"),
+            blob_file_mean_bytes: gauge("aquifer_bookie_blob_file_mean_bytes"),
             in_flight_bytes: gauge("aquifer_bookie_in_flight_bytes"),
             journal_live_bytes: gauge("aquifer_bookie_journal_live_bytes"),
             store_bytes: gauge("aquifer_bookie_store_bytes"),
@@ -114,6 +122,19 @@ impl BookieMetrics {
     /// The store was flushed.
     pub fn flushed(&self, took: Duration) {
         self.flush_seconds.record(took.as_secs_f64(), &[]);
+    }
+
+    /// Small blob files were merged.
+    pub fn merged(&self, files: usize, bytes: u64) {
+        self.merged_files.add(count(files), &[]);
+        self.merged_bytes.add(bytes, &[]);
+    }
+
+    /// The blob files were counted.
+    pub fn blob_files(&self, files: u64, bytes: u64) {
+        self.blob_files.record(files, &[]);
+        let mean = bytes.checked_div(files).unwrap_or(0);
+        self.blob_file_mean_bytes.record(mean, &[]);
     }
 
     /// Entries were read.

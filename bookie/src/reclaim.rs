@@ -1,7 +1,8 @@
 //! Gives the space of deleted ledgers back, in the background and a few ledgers at a time.
 //!
 //! A ledger's turn comes when the commit of its deletion is durable in the store, however much else
-//! is written meanwhile. On a full disk it is done within the room that is left.
+//! is written meanwhile. On a full disk it is done within the room that is left. The same thread
+//! merges small files of values.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,13 +15,15 @@ use aquifer_runtime::task::spawn_vital_thread;
 use parking_lot::Mutex;
 
 use crate::shared::Shared;
-use crate::store::{Collected, SpaceLimits};
+use crate::store::{Collected, Merged, SpaceLimits};
 use crate::wakeup::Wakeup;
 
 /// The pause after the file system has refused.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
 /// The pause after there was no room for rewriting.
 const AFTER_NO_SPACE: Duration = Duration::from_secs(5);
+/// The pause after a step that merged nothing.
+const AFTER_NO_MERGE: Duration = Duration::from_secs(10);
 /// The ledgers that are looked at together.
 const LEDGERS_MAX: usize = 1_024;
 /// The share of free space that rewriting may take at a time.
@@ -31,6 +34,8 @@ pub struct Reclaimer {
     shared: Arc<Shared>,
     /// There may be garbage in shared files; also in those that a process before this one left.
     collect: AtomicBool,
+    /// Not before this time are small files merged again.
+    merge_after: Mutex<Duration>,
     running: AtomicBool,
     stopping: AtomicBool,
     stop: Wakeup,
@@ -45,6 +50,7 @@ impl Reclaimer {
         Reclaimer {
             shared: Arc::clone(shared),
             collect: AtomicBool::new(true),
+            merge_after: Mutex::default(),
             running: AtomicBool::default(),
             stopping: AtomicBool::default(),
             stop: Wakeup::default(),
@@ -64,7 +70,8 @@ impl Reclaimer {
             return;
         }
         // The thread ends only when nothing is left to be released, and the first one collects.
-        if !self.is_due() && !self.collect.load(Ordering::Acquire) {
+        let is_due = self.is_due() || self.collect.load(Ordering::Acquire);
+        if !is_due && !self.is_merge_due() {
             self.running.store(false, Ordering::Release);
             return;
         }
@@ -107,6 +114,19 @@ impl Reclaimer {
         self.shared.deletions.is_due(flushed)
     }
 
+    /// Whether there are too many files of values, and the last step is paid for.
+    fn is_merge_due(&self) -> bool {
+        let shared = &self.shared;
+        if shared.config.merge_bytes_per_second == 0
+            || shared.mode.is_full()
+            || shared.clock.monotonic() < *self.merge_after.lock()
+        {
+            return false;
+        }
+        let files = shared.store.value_files();
+        files.is_ok_and(|files| files.count > shared.config.blob_files_left(files.bytes))
+    }
+
     fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
@@ -126,6 +146,10 @@ impl Reclaimer {
                 // A step that changed nothing has given names to the files all the same, and a
                 // file with a second name does not give its space back.
                 pause = self.release();
+            }
+            if self.shared.store.leaving_bytes() == 0 && self.is_merge_due() {
+                self.merge();
+                continue;
             }
             match pause {
                 None if self.is_due() => {}
@@ -174,6 +198,28 @@ impl Reclaimer {
                 false
             }
         }
+    }
+
+    /// Merges a few small files, and lets as much time pass as the rate says.
+    fn merge(&self) {
+        let rate = self.shared.config.merge_bytes_per_second.max(1);
+        let paid_for = |bytes: u64| Duration::from_millis(bytes.saturating_mul(1_000) / rate);
+        let pause = match self.shared.store.merge(self.space_limits()) {
+            Ok(Merged::Some { files, bytes }) => {
+                self.shared.metrics.merged(files, bytes);
+                // What a file keeps that could not go may be worth a rewrite.
+                self.collect.store(true, Ordering::Release);
+                paid_for(bytes)
+            }
+            Ok(Merged::Checked { bytes }) => paid_for(bytes),
+            Ok(Merged::Nothing | Merged::NoSpace) => AFTER_NO_MERGE,
+            Err(error) => {
+                tracing::warn!(%error, "small files of the ledger store are not merged now");
+                AFTER_NO_MERGE
+            }
+        };
+        let now = self.shared.clock.monotonic();
+        *self.merge_after.lock() = now.saturating_add(pause);
     }
 
     /// What a rewrite may take: what is free must last for everything else, too.

@@ -112,12 +112,19 @@ pub trait EntryStore: ApplyTarget + Send + Sync {
     /// Gives back what deleted ledgers have left in files that they shared with others: a step.
     fn collect(&self, limits: SpaceLimits) -> Result<Collected, StoreError>;
 
-    /// Gives what both have freed back to the file system, a little, or everything `at_once`.
+    /// Merges small files of values into larger ones, so that their number stays in proportion to
+    /// their bytes: a step.
+    fn merge(&self, limits: SpaceLimits) -> Result<Merged, StoreError>;
+
+    /// Gives what all three have freed back to the file system, a little, or everything `at_once`.
     /// Returns the pause before the next call; `None` when nothing is left.
     fn release(&self, at_once: bool) -> Result<Option<Duration>, StoreError>;
 
     /// Bytes that are freed and not given back yet.
     fn leaving_bytes(&self) -> u64;
+
+    /// The files that hold nothing but values of entries.
+    fn value_files(&self) -> Result<ValueFiles, StoreError>;
 
     /// Bytes of its files.
     fn bytes(&self) -> Result<u64, StoreError>;
@@ -242,6 +249,36 @@ pub enum Collected {
     Some,
     /// There is garbage, and no space for a step.
     NoSpace,
+}
+
+/// How merging went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Merged {
+    /// There are no small files that could be merged.
+    Nothing,
+    /// A step was made; there may be more.
+    Some {
+        /// Small files that it took.
+        files: usize,
+        /// Bytes that it wrote.
+        bytes: u64,
+    },
+    /// Files were checked that are to be merged, or were found to be damaged.
+    Checked {
+        /// Bytes that were read.
+        bytes: u64,
+    },
+    /// There are small files, and no space for a step.
+    NoSpace,
+}
+
+/// Files that hold nothing but values of entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ValueFiles {
+    /// How many there are.
+    pub count: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// A store as a start finds it.

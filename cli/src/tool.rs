@@ -241,6 +241,7 @@ async fn open_directory(
     let store = Arc::new(opened.map_err(|error| failed(&error.into()))?);
     let mut settings = config.bookie;
     settings.scrub_bytes_per_second = 0;
+    settings.merge_bytes_per_second = 0;
     let bookie = open_bookie(&settings, &seams, telemetry).await?;
     let reach = BookieClientConfig::default();
     let others = GrpcTransport::new(reach, &*seams.rng, tasks.clone());

@@ -10,6 +10,7 @@ mod files;
 mod keys;
 mod layout;
 mod manifest;
+mod merge;
 mod notes;
 mod options;
 mod presence;
@@ -18,6 +19,7 @@ mod removal;
 pub mod set_aside;
 mod space;
 mod start;
+mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,11 +36,12 @@ use crate::ledger_state::{LedgerMeta, Stored};
 use crate::report::DamageReport;
 use crate::store::value::EntryError;
 use crate::store::{
-    ApplyTarget, CheckPlace, Checked, Collected, EntryStore, LastEntry, LedgersPage, SpaceLimits,
-    StoreError, value,
+    ApplyTarget, CheckPlace, Checked, Collected, EntryStore, LastEntry, LedgersPage, Merged,
+    SpaceLimits, StoreError, ValueFiles, value,
 };
 
 pub use db::Db;
+use merge::Merging;
 use removal::PacedRemoval;
 pub use start::open;
 
@@ -56,6 +59,8 @@ struct Removing {
     files: PacedRemoval,
     /// They have second names since ledgers are reclaimed; later ones go without.
     is_kept: bool,
+    /// What merging has learned of files.
+    merging: Merging,
 }
 
 impl RocksStore {
@@ -68,6 +73,7 @@ impl RocksStore {
             space: Mutex::new(Removing {
                 files: PacedRemoval::new(db::directory(config), removed),
                 is_kept: false,
+                merging: Merging::default(),
             }),
             leaving_bytes: AtomicU64::new(0),
         }
@@ -115,11 +121,11 @@ impl RocksStore {
 }
 
 impl Removing {
-    /// Gives files second names, so that they go little by little. A full disk needs the space at
-    /// once.
-    fn keep(&mut self, room: SpaceLimits) {
+    /// Gives files up to a number second names, so that they go little by little. A full disk needs
+    /// the space at once.
+    fn keep(&mut self, youngest: u64, room: SpaceLimits) {
         if !room.is_full
-            && let Err(error) = self.files.keep()
+            && let Err(error) = self.files.keep(youngest)
         {
             tracing::debug!(%error, "files of deleted ledgers are removed at once");
         }
@@ -201,7 +207,7 @@ impl EntryStore for RocksStore {
     fn reclaim(&self, deleted: &[LedgerId], room: SpaceLimits) -> Result<usize, StoreError> {
         let mut removing = self.space.lock();
         if !std::mem::replace(&mut removing.is_kept, true) {
-            removing.keep(room);
+            removing.keep(u64::MAX, room);
         }
         let rewrite = room.is_full.then_some(room.bytes);
         let done = self.with(|db| db.reclaim(deleted, rewrite));
@@ -215,11 +221,25 @@ impl EntryStore for RocksStore {
 
     fn collect(&self, room: SpaceLimits) -> Result<Collected, StoreError> {
         let mut removing = self.space.lock();
-        let collected = self.with(|db| db.collect_blobs(room.bytes, || removing.keep(room)))?;
+        let keep = |youngest: u64| removing.keep(youngest, room);
+        let collected = self.with(|db| db.collect_blobs(room.bytes, keep))?;
         if collected == Collected::Some {
             removing.files.look_on();
         }
         Ok(collected)
+    }
+
+    fn merge(&self, room: SpaceLimits) -> Result<Merged, StoreError> {
+        if room.is_full {
+            return Ok(Merged::NoSpace);
+        }
+        let mut removing = self.space.lock();
+        let mut merging = std::mem::take(&mut removing.merging);
+        let keep = |youngest: u64| removing.keep(youngest, room);
+        let merged = self.with(|db| db.merge_blobs(room.bytes, &mut merging, keep));
+        removing.merging = merging;
+        removing.files.look_on();
+        merged
     }
 
     fn release(&self, at_once: bool) -> Result<Option<Duration>, StoreError> {
@@ -230,6 +250,10 @@ impl EntryStore for RocksStore {
 
     fn leaving_bytes(&self) -> u64 {
         self.leaving_bytes.load(Ordering::Acquire)
+    }
+
+    fn value_files(&self) -> Result<ValueFiles, StoreError> {
+        self.with(Db::value_files)
     }
 
     fn bytes(&self) -> Result<u64, StoreError> {

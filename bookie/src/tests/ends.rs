@@ -126,7 +126,7 @@ fn the_end_cancels_a_compaction() {
     assert!(bytes > 1_500 * LEN as u64, "{bytes}");
     let collecting = std::sync::Arc::clone(&store);
     let collection = aquifer_runtime::task::spawn_thread("collection", move || {
-        rocks(&*collecting).with(|db| db.collect_blobs(u64::MAX, || {}))
+        rocks(&*collecting).with(|db| db.collect_blobs(u64::MAX, |_| {}))
     });
     let collection = collection.unwrap();
     while !collection.is_finished() && rocks(&*store).with(|db| db.compactions()).unwrap() == 0 {

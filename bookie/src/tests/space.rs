@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
+use crate::store::{Merged, SpaceLimits, ValueFiles};
 
 /// Four ledgers, written side by side, of about 8 MiB in all.
 fn written(directory: &Path, len: usize, quiet_flush_ms: u64) -> (Bookie, u64) {
@@ -93,6 +94,117 @@ fn space_comes_back_although_it_is_never_quiet() {
         }
         shutdown(&bookie);
     }
+}
+
+fn blob_files(bookie: &Bookie) -> ValueFiles {
+    bookie.core.shared.store.value_files().unwrap()
+}
+
+/// Writes four ledgers side by side, with a flush for every eight entries.
+fn write_side_by_side(bookie: &Bookie, entries: std::ops::Range<u64>, len: usize) {
+    for entry in entries {
+        let replies: Vec<_> = (1..=4)
+            .map(|ledger| start(bookie, add_request(ledger, entry, len)))
+            .collect();
+        for reply in &replies {
+            done(answer(reply));
+        }
+        if entry % 2 == 1 {
+            flush_all(bookie);
+        }
+    }
+}
+
+/// The number of files goes with the bytes and the size of a file, and not with how often a
+/// memtable was flushed, while everything can be read and space comes back.
+#[test]
+fn small_blob_files_are_merged() {
+    const LEN: usize = 8_000;
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = BookieConfig {
+        memtable_bytes: MIB,
+        blob_file_bytes: 1 << 20,
+        blob_files_max: 4,
+        merge_bytes_per_second: 0,
+        ..config(directory.path())
+    };
+    let bookie = open(&config);
+    write_side_by_side(&bookie, 0..500, LEN);
+    let before = blob_files(&bookie);
+    assert!(
+        before.count > 2 * config.blob_files_left(before.bytes),
+        "{before:?}"
+    );
+    shutdown(&bookie);
+    drop(bookie);
+
+    config.merge_bytes_per_second = 1 << 30;
+    config.quiet_flush_ms = 20;
+    let bookie = open(&config);
+    write_side_by_side(&bookie, 500..700, LEN);
+    eventually("there are few files", || {
+        let files = blob_files(&bookie);
+        let is_all_there = files.bytes > 4 * 700 * 8_000;
+        is_all_there && files.count <= config.blob_files_left(files.bytes)
+    });
+    for ledger in 1..=4 {
+        (0..700).for_each(|entry| expect(&bookie, ledger, entry, LEN));
+    }
+    delete_all_but_the_first(&bookie);
+    eventually("the space comes back", || {
+        bookie.status().store_bytes < 13_000_000
+    });
+    shutdown(&bookie);
+    drop(bookie);
+    let bookie = open(&config);
+    (0..700).for_each(|entry| expect(&bookie, 1, entry, LEN));
+    shutdown(&bookie);
+}
+
+/// H17: merging would be the first to read a value after years. One that is damaged stays where it
+/// is, with the files that would move along with it, and the bookie stays writable.
+#[test]
+fn damage_does_not_stop_a_bookie_that_merges() {
+    const LEN: usize = 8_000;
+    let directory = tempfile::tempdir().unwrap();
+    let config = BookieConfig {
+        blob_file_bytes: 1 << 20,
+        merge_bytes_per_second: 0,
+        scrub_bytes_per_second: 0,
+        ..config(directory.path())
+    };
+    let bookie = open(&config);
+    write_side_by_side(&bookie, 0..100, LEN);
+    shutdown(&bookie);
+    drop(bookie);
+    super::rot::flip_entry(&config, ".blob", 2, 60);
+
+    let bookie = open(&config);
+    let limits = SpaceLimits {
+        is_full: false,
+        bytes: u64::MAX,
+    };
+    let mut looked = 0;
+    loop {
+        match bookie.core.shared.store.merge(limits).unwrap() {
+            Merged::Nothing => break,
+            Merged::Checked { .. } => looked += 1,
+            other => assert!(looked < 1_000, "it never ends: {other:?}"),
+        }
+    }
+    assert!(looked > 0);
+    write_side_by_side(&bookie, 100..102, LEN);
+    assert!(bookie.status().damage.is_none());
+    for ledger in 1..=4 {
+        let whole = (0..102).filter(|entry| (ledger, *entry) != (2, 60));
+        whole.for_each(|entry| expect(&bookie, ledger, entry, LEN));
+    }
+    let damaged = read_one(&bookie, 2, 60);
+    assert!(
+        matches!(damaged, Err(BookieError::Digest(_))),
+        "{damaged:?}"
+    );
+    shutdown(&bookie);
 }
 
 /// A full disk is when space is needed: what deleted ledgers had comes back although the bookie

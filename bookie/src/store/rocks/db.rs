@@ -1,6 +1,7 @@
 //! RocksDB itself: batches, point reads, flush.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use aquifer_model::bytes_at::u64_at;
 use aquifer_model::id::{EntryId, LedgerId};
@@ -57,8 +58,12 @@ pub struct Db {
     pub(super) rocks: DB,
     /// Values of at least this size lie in blob files, where each is a read of its own.
     pub(super) blob_bytes_min: usize,
+    /// How large blob files may get.
+    pub(super) blob_file_bytes: u64,
     /// No compaction runs: one of its files is damaged.
     is_damaged: bool,
+    /// Nothing begins in the background any more.
+    is_cancelled: AtomicBool,
 }
 
 /// Changes that RocksDB takes as one.
@@ -98,7 +103,9 @@ impl Db {
         Ok(Db {
             rocks,
             blob_bytes_min: config.blob_bytes_min,
+            blob_file_bytes: config.blob_file_bytes,
             is_damaged: true,
+            is_cancelled: AtomicBool::default(),
         })
     }
 
@@ -128,7 +135,9 @@ impl Db {
         let db = Db {
             rocks,
             blob_bytes_min: config.blob_bytes_min,
+            blob_file_bytes: config.blob_file_bytes,
             is_damaged: damaged.is_some(),
+            is_cancelled: AtomicBool::default(),
         };
         // Every later use of the families relies on this.
         db.family(keys::ENTRIES)?;
@@ -263,7 +272,13 @@ impl Db {
 
     /// Cancels what runs in the background. Nothing is flushed or compacted any more.
     pub fn cancel(&self) {
+        self.is_cancelled.store(true, Ordering::Release);
         self.rocks.cancel_all_background_work(false);
+    }
+
+    /// Whether that was asked for: what compactions did is then not known.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.is_cancelled.load(Ordering::Acquire)
     }
 
     /// How many compactions run.

@@ -106,9 +106,10 @@ fn entries_family(config: &BookieConfig, cache: &Cache) -> Options {
     options.set_target_file_size_base(64 * MIB);
     // Payloads above the bound stay out of the tree: compaction moves keys only. Blob collection
     // is off because entries are never overwritten; whole files go when their ledgers are deleted.
+    // A flush makes a file of its own, of a memtable; `merge.rs` makes large ones of these.
     options.set_enable_blob_files(true);
     options.set_min_blob_size(u64::try_from(config.blob_bytes_min).unwrap_or(u64::MAX));
-    options.set_blob_file_size(128 * MIB);
+    options.set_blob_file_size(config.blob_file_bytes);
     options.set_enable_blob_gc(false);
     options.set_blob_compression_type(DBCompressionType::None);
     options.set_block_based_table_factory(&table(cache));

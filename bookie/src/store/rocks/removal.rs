@@ -25,8 +25,9 @@ const PAUSE_MAX: Duration = Duration::from_millis(100);
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// This many looks after its second name a file that RocksDB still has will stay.
 const LOOKS_MAX: u32 = 20;
-/// Files that get a second name at a time. Of a larger store the others go at once.
-const NAMES_MAX: usize = 4_096;
+/// Files that have a second name at a time, each of which every look asks the file system about.
+/// Of a larger store these are the oldest, and younger ones go at once.
+const NAMES_MAX: usize = 512;
 const BLOBS: &str = "blob";
 
 /// Files with a second name.
@@ -68,23 +69,28 @@ impl PacedRemoval {
         self.leaving.iter().map(|(_, bytes)| bytes).sum()
     }
 
-    /// Gives every blob file a second name, before RocksDB is asked to remove some.
+    /// Gives blob files up to a number second names, the oldest first, before RocksDB is asked to
+    /// remove some.
     ///
     /// # Errors
     /// When the file system refuses, for example because it has no second names. RocksDB's
     /// removals then free at once whatever got none.
-    pub fn keep(&mut self) -> io::Result<()> {
+    pub fn keep(&mut self, youngest: u64) -> io::Result<()> {
         RealDisk.create_dir_all(&self.directory)?;
         self.looks = 0;
-        for path in RealDisk.list(&self.store)? {
+        let stored = RealDisk.list(&self.store)?;
+        let numbered = stored.iter().filter_map(|path| Some((number(path)?, path)));
+        let mut blobs: Vec<(u64, &PathBuf)> = numbered.filter(|(n, _)| *n <= youngest).collect();
+        blobs.sort_unstable();
+        for (_, path) in blobs {
             if self.named.len() >= NAMES_MAX {
                 break;
             }
-            let Some(name) = path.file_name().filter(|_| is_blob(&path)) else {
+            let Some(name) = path.file_name() else {
                 continue;
             };
             let second = self.directory.join(name);
-            match RealDisk.link(&path, &second) {
+            match RealDisk.link(path, &second) {
                 Ok(()) => self.named.push(second),
                 // RocksDB has just removed it.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -200,8 +206,12 @@ enum Whose {
     Nobodys,
 }
 
-fn is_blob(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == BLOBS)
+/// The number of a blob file; they grow with time.
+fn number(path: &Path) -> Option<u64> {
+    let is_blob = path.extension().is_some_and(|extension| extension == BLOBS);
+    path.file_stem()
+        .filter(|_| is_blob)
+        .and_then(|stem| stem.to_str()?.parse().ok())
 }
 
 fn cut(path: &Path, bytes: u64) -> io::Result<()> {
@@ -262,7 +272,7 @@ mod tests {
         place.write("2.blob", STEP_BYTES);
         place.write("3.sst", STEP_BYTES);
         let mut removal = place.removal();
-        removal.keep().unwrap();
+        removal.keep(u64::MAX).unwrap();
         fs::remove_file(place.stored("1.blob")).unwrap();
         assert!(removal.step(false).unwrap().is_some());
         assert_eq!(removal.bytes(), 3 * STEP_BYTES - 1);
@@ -292,7 +302,7 @@ mod tests {
         let backup = place.directory.path().join("backup");
         fs::hard_link(place.stored("1.blob"), &backup).unwrap();
         let mut removal = place.removal();
-        removal.keep().unwrap();
+        removal.keep(u64::MAX).unwrap();
         fs::remove_file(place.stored("1.blob")).unwrap();
         while removal.step(false).unwrap().is_some() {}
         assert_eq!(len(&backup), 4 * STEP_BYTES);
@@ -304,7 +314,7 @@ mod tests {
         let place = Place::new();
         place.write("1.blob", 4 * STEP_BYTES);
         place.write("2.blob", 4 * STEP_BYTES);
-        place.removal().keep().unwrap();
+        place.removal().keep(u64::MAX).unwrap();
         fs::remove_file(place.stored("1.blob")).unwrap();
         let mut removal = place.removal();
         assert_eq!(removal.step(true).unwrap(), None);
@@ -313,19 +323,36 @@ mod tests {
         assert_eq!(len(&place.stored("2.blob")), 4 * STEP_BYTES);
     }
 
+    /// A large store costs no more than a small one, and what will go has its name first.
+    #[test]
+    fn the_oldest_files_get_second_names_up_to_a_bound() {
+        let place = Place::new();
+        for number in 1..=u64::try_from(NAMES_MAX).unwrap() + 10 {
+            place.write(&format!("{number:06}.blob"), 1);
+        }
+        let mut removal = place.removal();
+        removal.keep(3).unwrap();
+        let names = ["000001.blob", "000002.blob", "000003.blob"];
+        assert_eq!(removal.named, names.map(|name| place.second(name)));
+        removal.keep(u64::MAX).unwrap();
+        assert_eq!(removal.named.len(), NAMES_MAX);
+        assert!(place.second("000512.blob").exists());
+        assert!(!place.second("000513.blob").exists());
+    }
+
     #[test]
     fn the_more_there_is_the_shorter_the_pauses() {
         let place = Place::new();
         place.write("1.blob", STEP_BYTES);
         let mut removal = place.removal();
         assert_eq!(removal.pause(), None);
-        removal.keep().unwrap();
+        removal.keep(u64::MAX).unwrap();
         assert_eq!(removal.pause(), Some(LOOK_AGAIN));
         fs::remove_file(place.stored("1.blob")).unwrap();
         assert_eq!(removal.step(false).unwrap(), Some(PAUSE_MAX));
         assert_eq!(removal.step(false).unwrap(), None);
         place.write("2.blob", 1_000 * STEP_BYTES);
-        removal.keep().unwrap();
+        removal.keep(u64::MAX).unwrap();
         fs::remove_file(place.stored("2.blob")).unwrap();
         assert_eq!(removal.step(false).unwrap(), Some(ALL_WITHIN / 1_000));
         assert_eq!(removal.step(false).unwrap(), Some(ALL_WITHIN / 1_000));
@@ -339,7 +366,7 @@ mod tests {
         place.write("1.blob", 2 * STEP_BYTES);
         place.write("2.blob", STEP_BYTES);
         let mut removal = place.removal();
-        removal.keep().unwrap();
+        removal.keep(u64::MAX).unwrap();
         fs::remove_file(place.stored("1.blob")).unwrap();
         // A directory in the place of a file cannot be cut.
         let aside = place.directory.path().join("aside");
@@ -354,9 +381,9 @@ mod tests {
         assert_eq!(len(&place.second("1.blob")), STEP_BYTES);
         // Another process, or an error, left a second name that this one does not know.
         removal.named.clear();
-        removal.keep().unwrap();
+        removal.keep(u64::MAX).unwrap();
         assert_eq!(removal.named, [place.second("2.blob")]);
-        removal.keep().unwrap();
+        removal.keep(u64::MAX).unwrap();
         assert_eq!(removal.named.len(), 1);
     }
 }

@@ -8,7 +8,7 @@ use rocksdb::{BottommostLevelCompaction, CompactOptions};
 use crate::store::rocks::db::Db;
 use crate::store::rocks::keys;
 use crate::store::rocks::layout::{KeyRange, Layout, Step};
-use crate::store::{Collected, StoreError};
+use crate::store::{Collected, StoreError, ValueFiles};
 
 /// What one step of collecting rewrites.
 const STEP_BYTES: u64 = 256 << 20;
@@ -86,11 +86,11 @@ impl Db {
     /// Rewrites values that share a blob file with garbage, so that the file can go: a file that
     /// a long-lived ledger shares with deleted ones does not go away by itself (H17). The oldest
     /// files come first, a step at a time and within `room`, and only while no more is rewritten
-    /// than comes back. `prepare` is called before files go.
+    /// than comes back. `prepare` is told up to which file files may go, before they do.
     pub fn collect_blobs(
         &self,
         room: u64,
-        prepare: impl FnOnce(),
+        prepare: impl FnOnce(u64),
     ) -> Result<Collected, StoreError> {
         if self.entries_value("rocksdb.live-blob-file-garbage-size")? == 0 {
             return Ok(Collected::Nothing);
@@ -101,7 +101,8 @@ impl Db {
             Step::NoSpace => return Ok(Collected::NoSpace),
             Step::Collect { oldest, ranges } => (oldest, ranges),
         };
-        prepare();
+        let youngest = layout.blobs.get(oldest.saturating_sub(1));
+        prepare(youngest.map_or(u64::MAX, |blobs| blobs.number));
         let before = garbage_of(&layout);
         self.collect_from(oldest, layout.blobs.len(), &ranges)?;
         // A step that changes nothing would be repeated for ever.
@@ -114,7 +115,8 @@ impl Db {
         })
     }
 
-    fn collect_from(
+    /// Moves the values in this many of the oldest of `all` blob files, of the keys in `ranges`.
+    pub(super) fn collect_from(
         &self,
         oldest: usize,
         all: usize,
@@ -143,7 +145,7 @@ impl Db {
 
     /// Compacts a range, with `all` also what lies at the bottom already. The library says
     /// nothing of an error; RocksDB counts them.
-    fn compact(&self, (from, to): (&[u8], &[u8]), all: bool) -> Result<(), StoreError> {
+    pub(super) fn compact(&self, (from, to): (&[u8], &[u8]), all: bool) -> Result<(), StoreError> {
         // A compaction that met a damaged file would stop writes.
         if self.is_damaged() {
             return Ok(());
@@ -168,7 +170,7 @@ impl Db {
         Ok(())
     }
 
-    fn layout(&self) -> Result<Layout, StoreError> {
+    pub(super) fn layout(&self) -> Result<Layout, StoreError> {
         let family = self.family(keys::ENTRIES)?;
         let text = self.rocks.property_value_cf(family, "rocksdb.sstables")?;
         Layout::parse(text.as_deref().unwrap_or_default())
@@ -179,6 +181,14 @@ impl Db {
         let family = self.family(keys::ENTRIES)?;
         let value = self.rocks.property_int_value_cf(family, name)?;
         Ok(value.unwrap_or(0))
+    }
+
+    /// The blob files that hold something.
+    pub fn value_files(&self) -> Result<ValueFiles, StoreError> {
+        Ok(ValueFiles {
+            count: self.entries_value("rocksdb.num-blob-files")?,
+            bytes: self.entries_value("rocksdb.live-blob-file-size")?,
+        })
     }
 
     /// Bytes of the files.

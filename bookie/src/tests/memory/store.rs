@@ -16,7 +16,8 @@ use crate::ledger_state::{LedgerMeta, Stored};
 use crate::report::DamageReport;
 use crate::store::value::{EntryError, compare, from_pending, verified};
 use crate::store::{
-    ApplyTarget, CheckPlace, Checked, Collected, LastEntry, LedgersPage, SpaceLimits, StoreError,
+    ApplyTarget, CheckPlace, Checked, Collected, LastEntry, LedgersPage, Merged, SpaceLimits,
+    StoreError, ValueFiles,
 };
 
 /// A store; clones share it, as a process shares its disk with the one after it.
@@ -244,6 +245,14 @@ impl EntryStore for MemoryStore {
 
     fn collect(&self, _room: SpaceLimits) -> Result<Collected, StoreError> {
         Ok(Collected::Nothing)
+    }
+
+    fn merge(&self, _room: SpaceLimits) -> Result<Merged, StoreError> {
+        Ok(Merged::Nothing)
+    }
+
+    fn value_files(&self) -> Result<ValueFiles, StoreError> {
+        Ok(ValueFiles::default())
     }
 
     fn release(&self, _at_once: bool) -> Result<Option<Duration>, StoreError> {
