@@ -23,6 +23,7 @@ mod rest;
 mod retention;
 mod sdk;
 mod security;
+mod starts;
 mod survival;
 mod tls;
 mod traces;
