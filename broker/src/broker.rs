@@ -13,6 +13,7 @@ use crate::context::{BrokerDeps, Context};
 use crate::error::BrokerError;
 use crate::offload;
 use crate::quota::dividing;
+use crate::security::manage::dead;
 use crate::sweep;
 use crate::topics::Topics;
 
@@ -41,6 +42,7 @@ impl Broker {
         }
         balance::start(&topics, lease);
         dividing::start(topics.shared());
+        dead::start(topics.shared());
         sweep::start(&topics);
         offload::start(&shared);
         let broker = Arc::new(Broker { shared, topics });

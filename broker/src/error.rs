@@ -252,6 +252,8 @@ impl BrokerError {
     }
 }
 
+/// The bound of tokens, grants, roles and revocations, as errors name it.
+pub(crate) const RECORDS_LIMIT: &str = "records of security";
 /// What to do when metadata is full.
 const MAKE_ROOM: &str = "free space in the metadata store: docs/operations/cluster.md explains how; nothing has to \
      be deleted for it";
@@ -394,6 +396,14 @@ fn from_frame(error: &BrokerError, text: String) -> ApiError {
 /// What a policy does not allow.
 fn from_limit(error: &BrokerError, text: String) -> ApiError {
     let (kind, advice) = match error {
+        BrokerError::Quota {
+            limit: RECORDS_LIMIT,
+            ..
+        } => (
+            ErrorKind::QuotaExceeded,
+            "remove grants and roles that are not needed; tokens that were revoked and what has \
+             expired count until they are removed, `auth.ended_kept_ms` after that",
+        ),
         BrokerError::BacklogQuota { .. } => (
             ErrorKind::QuotaExceeded,
             "consume and acknowledge, delete subscriptions that are not used, or raise the policy",

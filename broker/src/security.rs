@@ -15,7 +15,7 @@ pub(crate) mod decide;
 mod first;
 pub(crate) mod grant;
 pub(crate) mod jwt;
-mod manage;
+pub(crate) mod manage;
 pub(crate) mod own_role;
 pub(crate) mod principal;
 pub(crate) mod records;
@@ -61,6 +61,8 @@ pub(crate) struct Guard {
     pub(crate) audit: Audit,
     pub(crate) clock: SharedClock,
     super_users: HashSet<String>,
+    /// For how long what has ended is kept.
+    ended_kept_ms: u64,
     /// Which certificates are those of brokers of this cluster.
     brokers: Option<Arc<ServerTls>>,
     sessions: Sessions,
@@ -89,6 +91,7 @@ impl Guard {
             audit: Audit::new(broker, Arc::clone(clock)),
             clock: Arc::clone(clock),
             super_users: config.super_users.iter().cloned().collect(),
+            ended_kept_ms: config.ended_kept_ms,
             brokers,
             sessions: Sessions::default(),
             issuers: Arc::new(Issuers::load(&config.jwt, clock)?),

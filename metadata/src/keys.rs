@@ -94,8 +94,9 @@ pub enum Key {
     Revocation(String),
     /// `auth/keys/NAME`: a secret of the cluster.
     ClusterKey(String),
-    /// `auth/forgotten/T`: when a tenant of this name was deleted.
-    Forgotten(String),
+    /// `auth/forgotten/T`, with `~` for the cluster: when a tenant of this name was deleted, and
+    /// which revoked tokens are gone.
+    Forgotten(Option<String>),
     /// `locations/N`: a place of objects.
     Location(u32),
     /// `oc/ATTEMPT`: an object that is being written.
@@ -429,10 +430,13 @@ pub fn cluster_key(name: &str) -> String {
     format!("auth/keys/{}", escape(name))
 }
 
-/// Key of the note that a tenant was deleted.
+/// Key of the note of what is gone of a tenant, or without one of the cluster.
 #[must_use]
-pub fn forgotten(tenant: &str) -> String {
-    format!("auth/forgotten/{}", escape(tenant))
+pub fn forgotten(tenant: Option<&str>) -> String {
+    match tenant {
+        Some(tenant) => format!("auth/forgotten/{}", escape(tenant)),
+        None => format!("auth/forgotten/{OF_CLUSTER}"),
+    }
 }
 
 /// Stands for the cluster where a tenant stands otherwise. No tenant has the name.
@@ -580,7 +584,7 @@ impl fmt::Display for Key {
             Key::Role(tenant, name) => role(tenant.as_deref(), name),
             Key::Revocation(id) => revocation(id),
             Key::ClusterKey(name) => cluster_key(name),
-            Key::Forgotten(tenant) => forgotten(tenant),
+            Key::Forgotten(tenant) => forgotten(tenant.as_deref()),
             Key::Location(number) => location(*number),
             Key::Upload(attempt) => upload(*attempt),
             Key::DyingObject(attempt) => dying_object(*attempt),
@@ -664,7 +668,8 @@ fn parse(text: &str) -> Option<Key> {
         ["auth", "roles", tenant, role] => Key::Role(Some(name(tenant)?), name(role)?),
         ["auth", "revoked", id] => Key::Revocation(name(id)?),
         ["auth", "keys", key] => Key::ClusterKey(name(key)?),
-        ["auth", "forgotten", tenant] => Key::Forgotten(name(tenant)?),
+        ["auth", "forgotten", OF_CLUSTER] => Key::Forgotten(None),
+        ["auth", "forgotten", tenant] => Key::Forgotten(Some(name(tenant)?)),
         _ => return None,
     })
 }

@@ -87,7 +87,7 @@ records! {
     RoleRecord = Role / "role",
     RevocationRecord = Revocation / "revocation",
     ClusterKeyRecord = ClusterKey / "cluster key",
-    ForgottenRecord = Forgotten / "forgotten tenant",
+    ForgottenRecord = Forgotten / "forgotten tenant": FORGOTTEN_TOKENS by forgotten_version,
     LocationRecord = Location / "location",
     UploadRecord = Upload / "upload",
     DyingObjectRecord = DyingObject / "dying object",
@@ -106,6 +106,16 @@ fn grant_version(record: &v1::GrantRecord) -> u32 {
     match &record.role_of {
         None => FORMAT_VERSION,
         Some(_) => GRANT_OF_ROLE,
+    }
+}
+
+/// The version of a note that names tokens: older builds would bring them back.
+const FORGOTTEN_TOKENS: u32 = 2;
+
+fn forgotten_version(record: &v1::ForgottenRecord) -> u32 {
+    match record.tokens.is_empty() {
+        true => FORMAT_VERSION,
+        false => FORGOTTEN_TOKENS,
     }
 }
 

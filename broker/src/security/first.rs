@@ -17,6 +17,11 @@ const ID_BYTES: [u8; 16] = [0; 16];
 /// Who makes it.
 const CREATED_BY: &str = "internal:first-start";
 
+/// The id of the first token.
+pub(crate) fn id() -> String {
+    token::id_of(ID_BYTES)
+}
+
 /// Why there is no first token.
 #[derive(Debug, Error)]
 pub enum FirstToken {
@@ -42,7 +47,7 @@ pub async fn create_first_token(
     now_ms: u64,
     save: impl FnOnce(&Secret) -> std::io::Result<()>,
 ) -> Result<bool, FirstToken> {
-    let id = token::id_of(ID_BYTES);
+    let id = id();
     let key = keys::token(&id);
     if store.get(&key).await?.is_some() {
         return Ok(false);

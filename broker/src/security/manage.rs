@@ -10,6 +10,7 @@
 //!   revokes a token gets nothing: what others have given to it does not keep it in force.
 //! - A change is answered when this broker decides with it.
 
+pub(crate) mod dead;
 mod grants;
 mod restored;
 mod revocations;

@@ -25,7 +25,7 @@ use aquifer_runtime::clock::{self, SharedClock};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
-use crate::error::BrokerError;
+use crate::error::{BrokerError, RECORDS_LIMIT};
 use crate::security::grant::Grant;
 use crate::security::own_role::{self, OwnRole};
 use crate::security::revoked::{self, Revoked};
@@ -483,7 +483,7 @@ impl State {
 /// The error of a bound that is reached.
 pub(crate) fn full(scope: String, used: u64, max: u64) -> BrokerError {
     BrokerError::Quota {
-        limit: "records of security",
+        limit: RECORDS_LIMIT,
         what: "tokens, grants, roles and revocations",
         scope,
         used,

@@ -121,6 +121,12 @@ impl Token {
         is_live.then_some(end)
     }
 
+    /// When it was revoked or expires, whichever is first.
+    pub(crate) fn ends_ms(&self) -> Option<u64> {
+        let ends = [self.record.revoked_ms, self.record.expires_ms];
+        ends.into_iter().flatten().min()
+    }
+
     /// It without its secret.
     pub(crate) fn info(&self) -> TokenInfo {
         let record = &self.record;

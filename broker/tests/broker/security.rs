@@ -3,6 +3,7 @@
 
 mod audit;
 mod audit_topic;
+mod ended;
 mod escalation;
 mod matrix;
 mod pages;

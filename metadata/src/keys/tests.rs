@@ -68,7 +68,7 @@ fn any_key() -> impl Strategy<Value = Key> {
         (prop::option::of("[a-z.]{1,9}"), any_name()).prop_map(|(t, name)| Key::Role(t, name)),
         any_name().prop_map(Key::Revocation),
         any_name().prop_map(Key::ClusterKey),
-        any_name().prop_map(Key::Forgotten),
+        prop::option::of("[a-z.]{1,9}").prop_map(Key::Forgotten),
         any::<u32>().prop_map(Key::Location),
         id.prop_map(|id| Key::Upload(AttemptId(id))),
         id.prop_map(|id| Key::DyingObject(AttemptId(id))),

@@ -153,6 +153,18 @@ fn a_grant_of_an_own_role_gives_nothing_to_builds_that_do_not_know_the_role() {
     );
 }
 
+#[test]
+fn a_note_of_tokens_that_are_gone_is_not_written_over_by_builds_that_do_not_know_them() {
+    let version = |tokens: &[&str]| {
+        let record = v1::ForgottenRecord {
+            before_ms: 7,
+            tokens: tokens.iter().map(|id| (*id).to_owned()).collect(),
+        };
+        Versioning::decode(encode(record)).unwrap().format_version
+    };
+    assert_eq!((version(&[]), version(&["x"])), (1, 2));
+}
+
 /// Stored bytes outlive the code that wrote them: this value was written by version 1.
 #[test]
 fn version_1_is_still_read() {

@@ -5,7 +5,8 @@
 //! - What went with its tenant does not come back when a tenant of the name is there again: its
 //!   holders lost it on purpose. What holds of a tenant is read before it is asked what went.
 //! - What is here is newer, and is not changed: neither a record of the same id, that of a token
-//!   which was revoked included, nor a token of the same name.
+//!   which was revoked included, nor a token of the same name. A revoked token whose record has
+//!   been removed since (`dead.rs`) does not come back.
 //! - Nothing is given that the caller may not give: such a one is counted, and left out. So is what
 //!   is of the brokers' tenant, where nothing is given to callers.
 //! - What was revoked of issuers' tokens is revoked before anything is given, whatever tenant is
@@ -16,7 +17,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aquifer_metadata::error::MetadataError;
-use aquifer_metadata::store::{Guard as KeyGuard, Revision};
+use aquifer_metadata::store::{Expect, Guard as KeyGuard, Revision};
 use aquifer_metadata::{keys, record};
 use aquifer_model::backup::RestoredAccess;
 use aquifer_model::topic::NamespaceName;
@@ -289,7 +290,8 @@ impl Guard {
             return Ok(Outcome::Refused);
         };
         let taken = taking(namespaces, token.tenant()).await?;
-        let is_gone = self.is_forgotten(token.tenant(), record.created_ms).await?;
+        let (forgotten, as_noted) = self.forgotten(token.tenant()).await?;
+        let is_gone = is_before(&forgotten, record.created_ms);
         if check_unreserved(&record.tenant).is_err() || is_gone {
             return Ok(Outcome::Refused);
         }
@@ -300,9 +302,15 @@ impl Guard {
         if !is_whole || !may_give {
             return Ok(Outcome::Refused);
         }
-        let Some(guards) = taken else {
+        let Some(mut guards) = taken else {
             return Ok(Outcome::Refused);
         };
+        // Nothing is noted while it is restored.
+        guards.push(as_noted);
+        // It was revoked here, and its record is removed: that stays so.
+        if forgotten.tokens.contains(&token.id) {
+            return Ok(Outcome::Kept);
+        }
         // One that was revoked authenticates no one: its record keeps its id from coming back.
         let is_taken = record.revoked_ms.is_none()
             && live
@@ -353,15 +361,25 @@ impl Guard {
         tenant: Option<&str>,
         created_ms: u64,
     ) -> Result<bool, BrokerError> {
-        let Some(tenant) = tenant else {
+        if tenant.is_none() {
             return Ok(false);
+        }
+        let (forgotten, _) = self.forgotten(tenant).await?;
+        Ok(is_before(&forgotten, created_ms))
+    }
+
+    /// What is gone of a tenant, or of the cluster, and what holds as long as that is all.
+    async fn forgotten(
+        &self,
+        tenant: Option<&str>,
+    ) -> Result<(ForgottenRecord, KeyGuard), BrokerError> {
+        let key = keys::forgotten(tenant);
+        let found = self.records.store().get(&key).await?;
+        let (record, expect) = match found {
+            Some(found) => (record::decode(&found)?, Expect::Revision(found.revision)),
+            None => (ForgottenRecord::default(), Expect::Absent),
         };
-        let found = self.records.store().get(&keys::forgotten(tenant)).await?;
-        let Some(found) = found else {
-            return Ok(false);
-        };
-        let forgotten: ForgottenRecord = record::decode(&found)?;
-        Ok(created_ms <= forgotten.before_ms)
+        Ok((record, KeyGuard { key, expect }))
     }
 
     async fn restore_grant(
@@ -422,6 +440,11 @@ impl Guard {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Whether a tenant was deleted after something was made in it.
+fn is_before(forgotten: &ForgottenRecord, created_ms: u64) -> bool {
+    forgotten.before_ms > 0 && created_ms <= forgotten.before_ms
 }
 
 /// What holds as long as its tenant takes it in, if it is of one. `None`: it does not.

@@ -221,13 +221,15 @@ impl Topics {
             let change = match noted == Some(before_ms) {
                 true => Change::none(()),
                 false => {
-                    let value = record::encode(ForgottenRecord { before_ms });
+                    // Tokens that it names were made before that.
+                    let tokens = Vec::new();
+                    let value = record::encode(ForgottenRecord { before_ms, tokens });
                     Change::put(keys::CLUSTER_PARTITION, value, ())
                 }
             };
             std::future::ready(Ok::<_, BrokerError>(change))
         };
-        let key = keys::forgotten(tenant);
+        let key = keys::forgotten(Some(tenant));
         let guards = std::slice::from_ref(record);
         let store = self.shared.namespaces.store();
         match store.update(&key, guards, decide).await {

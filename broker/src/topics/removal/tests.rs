@@ -155,5 +155,5 @@ async fn a_deletion_that_comes_too_late_deletes_nothing() {
     assert_eq!(all(), (vec![other, keys::token("3")], Vec::new()));
     assert!(topics.forget_tenant("acme", &tenant).await.unwrap());
     // So that a backup does not bring them back.
-    assert_eq!(all(), (vec![keys::forgotten("acme")], Vec::new()));
+    assert_eq!(all(), (vec![keys::forgotten(Some("acme"))], Vec::new()));
 }

@@ -89,7 +89,7 @@ impl Intercept for Between {
 }
 
 /// What a new cluster is asked for.
-async fn saved(old: &Secured, scope: BackupScope) -> RestoreAccess {
+pub async fn saved(old: &Secured, scope: BackupScope) -> RestoreAccess {
     let (broker, admin) = (old.broker(), old.admin());
     let begun = broker
         .begin_backup(&admin, "mem://1".to_owned(), scope)
@@ -385,7 +385,7 @@ async fn what_is_forgotten_while_it_is_restored_does_not_come_back() {
     let new = Secured::start_with(Some(&cold)).await;
     new.tenants().await;
     new.token(Some("acme"), "other").await;
-    let (between, other, admin) = Between::of(&new, &cold, keys::forgotten("acme")).await;
+    let (between, other, admin) = Between::of(&new, &cold, keys::forgotten(Some("acme"))).await;
     between.renew_acme(&new);
     let restored = other.broker.restore_access(&admin, wanted.clone()).await;
     assert!(between.was_reached());
