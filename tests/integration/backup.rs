@@ -194,6 +194,35 @@ async fn save(server: &Server, place: &str) -> Result<Saved> {
     Ok(saved)
 }
 
+/// What a restore into an empty cluster says that it would do.
+fn check_dry_run(shown: &[Value]) -> Result<()> {
+    let outcome = |what: &str, name: &str| {
+        let found = shown.iter().find(|row| row[what] == name);
+        found.map_or(Value::Null, |row| row["outcome"].clone())
+    };
+    for (what, name, expected) in [
+        ("tenant", "public", "exists"),
+        ("namespace", "public/default", "exists"),
+        ("namespace", "public/flights", "would be created"),
+        ("policies", "namespace public/flights", "would be set"),
+    ] {
+        ensure!(outcome(what, name) == expected, "{what} {name}: {shown:?}");
+    }
+    let topics: Vec<&Value> = shown.iter().filter(|row| !row["topic"].is_null()).collect();
+    let would = |topic: &&Value| topic["outcome"] == "would be restored";
+    ensure!(topics.len() == 6 && topics.iter().all(would), "{shown:?}");
+    let total = shown.last().context("nothing is shown")?;
+    let total = &total["total"];
+    ensure!(total["topics"] == 3, "{total}");
+    for (what, least) in [("messages", TOPICS.len() * MESSAGES), ("subscriptions", 5)] {
+        let of = |row: &Value| row[what].as_u64().unwrap_or_default();
+        let all: u64 = topics.iter().map(|topic| of(topic)).sum();
+        ensure!(of(total) == all && all >= least as u64, "{what}: {total}");
+    }
+    ensure!(total["copied_bytes"] == 0, "{total}");
+    Ok(())
+}
+
 /// Brings everything back, once and again.
 fn restore(url: &str, place: &str) -> Result<()> {
     let all = |told: &[Value], wanted: &str| {
@@ -201,7 +230,7 @@ fn restore(url: &str, place: &str) -> Result<()> {
         outcomes.all(|outcome| outcome == wanted)
     };
     let shown = json(url, &["backup", "restore", place, "--dry-run"])?;
-    ensure!(all(&shown, "would be restored"), "{shown:?}");
+    check_dry_run(&shown)?;
     let restored = json(url, &["backup", "restore", place])?;
     ensure!(
         restored.len() == 6 && all(&restored, "restored"),

@@ -96,11 +96,12 @@ pub enum BackupCommand {
         /// Only this topic.
         #[arg(long)]
         topic: Option<TopicName>,
-        /// Only show what would be brought back.
+        /// Only show what would be done: tenants, namespaces, policies, topics, subscriptions and
+        /// access. Nothing is changed.
         #[arg(long)]
         dry_run: bool,
         /// Bring tokens, grants and revocations back too, where nothing stands in their place.
-        #[arg(long, conflicts_with_all = ["topic", "dry_run"])]
+        #[arg(long, conflicts_with = "topic")]
         access: bool,
         /// For how long nothing of the restored topics is deleted by retention or TTL.
         #[arg(

@@ -1,5 +1,7 @@
 //! `aquifer backup restore`.
 
+mod dry_run;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -17,7 +19,7 @@ use aquifer_runtime::clock;
 use serde_json::json;
 
 use crate::commands::backup::failures::{Failures, Trouble};
-use crate::commands::backup::{Opened, id_of, topic_object, topics_table, totals_of};
+use crate::commands::backup::{Opened, id_of, topic_object};
 use crate::commands::object::failed;
 use crate::exit::CliError;
 use crate::output::Output;
@@ -53,7 +55,7 @@ pub(super) async fn run(
     }
     let admin = client.admin();
     if wanted.dry_run {
-        return dry_run(&topics, &admin, out).await;
+        return dry_run::run(&lists, &scopes, &topics, wanted, &admin, out).await;
     }
     let run = Run {
         opened,
@@ -149,43 +151,6 @@ async fn exists(topic: &TopicName, admin: &Admin) -> Result<bool, CliError> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error.into()),
     }
-}
-
-async fn dry_run(topics: &[Topic<'_>], admin: &Admin, out: &Output) -> Result<(), CliError> {
-    let mut rows = Vec::new();
-    let (mut messages, mut bytes) = (0_u64, 0_u64);
-    let mut taken: BTreeSet<TopicName> = BTreeSet::new();
-    for topic in topics {
-        let base = topic.name.base();
-        let is_part = topic.name.partition().is_some();
-        let is_there = match is_part {
-            true => taken.contains(&base),
-            false => exists(&topic.name, admin).await?,
-        };
-        if is_there {
-            taken.insert(topic.name.clone());
-        }
-        let totals = totals_of(topic.entry);
-        let state = match is_there {
-            true => "exists",
-            false => "would be restored",
-        };
-        if !is_there {
-            messages += totals.end.0.saturating_sub(totals.first.0);
-            bytes += totals.bytes;
-        }
-        rows.push((topic.entry.topic.clone(), state.to_owned(), totals));
-    }
-    if out.is_json() {
-        let mut rows = rows.iter();
-        return rows.try_for_each(|(topic, state, totals)| {
-            out.object(&topic_object(topic, state, totals))
-        });
-    }
-    out.table(&topics_table(rows.into_iter()))?;
-    out.line(format!(
-        "{messages} messages, {bytes} bytes; messages that are not acknowledged in the backup are delivered again"
-    ))
 }
 
 struct Run<'a> {
