@@ -277,6 +277,8 @@ impl Consumer {
     /// Moves the subscription, on all partitions of the topic, and drops what waits in memory.
     /// Answers the index where delivery continues; the lowest of a partitioned topic.
     /// Acknowledgements of messages that were received before fail with [`ClientError::Stale`].
+    /// The end, and a time, are those of the call: what is published after that is delivered,
+    /// also when the move has to be asked for again.
     ///
     /// # Errors
     /// `Invalid` for a place that the topic does not have, `Timeout`, and what has ended the

@@ -260,16 +260,8 @@ impl Topic {
     /// `Invalid` for a position that the topic does not have, `NotFound`, and what every call may
     /// answer.
     pub async fn locate(&self, place: Place) -> Result<Located> {
-        let request = v1::LocateRequest {
-            topic: self.name.to_string(),
-            topic_incarnation: None,
-            place: place.to_string(),
-        };
-        let call = move |mut client: Client| {
-            let request = request.clone();
-            async move { client.locate(request).await }
-        };
-        let found = self.call("locating", true, Duration::ZERO, call).await?;
+        let deadline = Deadline::after(self.context.operation_timeout);
+        let found = locate(&self.context, &self.name, place, deadline).await?;
         Ok(Located {
             index: Index(found.index),
             position: found.message.map(|message| Position {
@@ -360,6 +352,25 @@ impl Topic {
         })
         .await
     }
+}
+
+/// Where a place is now.
+pub(crate) async fn locate(
+    context: &Context,
+    topic: &TopicName,
+    place: Place,
+    deadline: Deadline,
+) -> Result<v1::LocateResponse> {
+    let request = v1::LocateRequest {
+        topic: topic.to_string(),
+        topic_incarnation: None,
+        place: place.to_string(),
+    };
+    unary(context, "locating", true, deadline, |connection| {
+        let request = request.clone();
+        async move { connection.pull().locate(request).await }
+    })
+    .await
 }
 
 fn delivered(batch: v1::StoredBatch) -> Delivered {

@@ -134,8 +134,7 @@ impl Admin {
             let request = request.clone();
             async move { client.seek_subscription(request).await }
         };
-        // Made a second time, a move to the end would pass over what has come since.
-        let idempotent = place != Place::Latest;
+        let idempotent = is_fixed(place, self.context.clock.wall_ms());
         let moved = self
             .call("moving the subscription", idempotent, call)
             .await?;
@@ -288,5 +287,29 @@ impl Admin {
                 name_only: reset.name_only,
             })
             .collect())
+    }
+}
+
+/// Whether a place is the same when it is looked up again: a second move to the end, or to a time
+/// that has not come yet, would pass over what was published in between.
+fn is_fixed(place: Place, now_ms: u64) -> bool {
+    match place {
+        Place::Latest => false,
+        Place::TimeMs(ms) => ms <= now_ms,
+        Place::Earliest | Place::Index(_) | Place::Position(_) => true,
+    }
+}
+
+#[test]
+fn a_move_to_what_still_moves_is_not_repeated() {
+    for (place, fixed) in [
+        ("earliest", true),
+        ("42", true),
+        ("7:3:0", true),
+        ("@1000", true),
+        ("@1001", false),
+        ("latest", false),
+    ] {
+        assert_eq!(is_fixed(place.parse().unwrap(), 1_000), fixed, "{place}");
     }
 }

@@ -22,6 +22,7 @@ use crate::context::Context;
 use crate::error::{ClientError, Outcome, Result};
 use crate::message::{Origin, ReceivedMessage};
 use crate::retry::{Backoff, Deadline};
+use crate::topic::locate;
 use crate::wake::{Guarded, Wakers};
 
 /// A partition's share of the queue is at least this.
@@ -247,6 +248,7 @@ impl Receiver {
         const WHAT: &str = "seeking";
         let mut ours = None;
         let seek = async {
+            let place = self.resolve(partition, place, deadline).await?;
             let mut backoff = Backoff::new(Arc::clone(&self.context.rng));
             loop {
                 if let Some(error) = self.failed() {
@@ -275,6 +277,25 @@ impl Receiver {
             });
         }
         result
+    }
+
+    /// The index that the end, or a time, stands for now. A seek is sent again after a reconnect,
+    /// when it may have been applied, and must lead to the same place: the end has moved, and what
+    /// was published in between would be passed over.
+    async fn resolve(&self, partition: usize, place: Place, deadline: Deadline) -> Result<Place> {
+        match place {
+            Place::Earliest | Place::Index(_) | Place::Position(_) => return Ok(place),
+            // A time that has not come yet is the end.
+            Place::Latest | Place::TimeMs(_) => {}
+        }
+        let topic = self.read(partition, |inbox| Arc::clone(inbox.topic()));
+        match locate(&self.context, &topic, place, deadline).await {
+            Ok(found) => Ok(Place::Index(Index(found.index))),
+            Err(error) if error.is_retryable() => Err(error.with_outcome(Outcome::NotApplied)),
+            // Who may consume need not be allowed to look places up. The session finds it, and says
+            // what is wrong.
+            Err(_) => Ok(place),
+        }
     }
 
     pub(crate) fn partitions(&self) -> usize {

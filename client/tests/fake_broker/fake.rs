@@ -12,6 +12,7 @@ use aquifer_proto::convert::ranges::wire_ranges;
 use aquifer_proto::v1;
 use aquifer_proto::v1::admin_server::{Admin, AdminServer};
 use aquifer_proto::v1::broker_server::{Broker, BrokerServer};
+use aquifer_proto::v1::pull_server::{Pull, PullServer};
 use aquifer_runtime::net::{ListenAddress, bind};
 use aquifer_runtime::task::TaskGroup;
 use bytes::{Bytes, BytesMut};
@@ -121,6 +122,7 @@ impl Fake {
             .max_frame_size(256 << 10)
             .tcp_nodelay(true)
             .add_service(BrokerServer::new(service.clone()).max_decoding_message_size(8 << 20))
+            .add_service(PullServer::new(service.clone()))
             .add_service(AdminServer::new(service))
             .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
                 stop.wait().await;
@@ -377,6 +379,41 @@ impl Broker for Service {
         let _ = self.consume.send(Stream { requests, answers }).await;
         Ok(Response::new(ReceiverStream::new(out)))
     }
+}
+
+macro_rules! no_pull {
+    ($($method:ident: $request:ident -> $response:ident),* $(,)?) => {
+        #[tonic::async_trait]
+        impl Pull for Service {
+            async fn locate(
+                &self,
+                request: Request<v1::LocateRequest>,
+            ) -> Result<Response<v1::LocateResponse>, Status> {
+                match request.into_inner().place.as_str() {
+                    "latest" => Ok(Response::new(v1::LocateResponse {
+                        index: self.settings.end_index.load(Ordering::SeqCst),
+                        message: None,
+                    })),
+                    _ => Err(Status::unimplemented("not scripted")),
+                }
+            }
+
+            $(async fn $method(
+                &self,
+                _: Request<v1::$request>,
+            ) -> Result<Response<v1::$response>, Status> {
+                Err(Status::unimplemented("not scripted"))
+            })*
+        }
+    };
+}
+
+no_pull! {
+    append: AppendRequest -> AppendResponse,
+    read: ReadTopicRequest -> ReadTopicResponse,
+    bounds: BoundsRequest -> BoundsResponse,
+    commit: CommitRequest -> CommitResponse,
+    committed: CommittedRequest -> CommittedResponse,
 }
 
 macro_rules! not_scripted {

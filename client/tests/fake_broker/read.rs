@@ -134,6 +134,37 @@ async fn a_seek_survives_a_reconnect() {
     assert_eq!((index(&reader).await, index(&reader).await), (7, 8));
 }
 
+/// A seek to the end that is sent again leads to where the end was when it was asked for: what was
+/// published since is not passed over.
+#[tokio::test]
+async fn a_seek_to_the_end_that_is_sent_again_passes_over_nothing() {
+    let fake = Fake::start().await;
+    fake.settings.end_index.store(9, Ordering::SeqCst);
+    let (reader, mut stream) = open(&fake, Place::Earliest, 9).await;
+    let seek = async {
+        let (_, place) = stream.until(seek_of).await;
+        assert_eq!(place, "9");
+        fake.settings.end_index.store(12, Ordering::SeqCst);
+        drop(stream);
+        let mut stream = fake.consume().await;
+        stream.subscribed(subscribed(1, 0, 12)).await;
+        let (request_id, place) = stream.until(seek_of).await;
+        assert_eq!(place, "9", "messages 9 to 11 would be passed over");
+        let done = v1::SeekDone {
+            request_id,
+            seek_epoch: 1,
+            index: 9,
+            error: None,
+        };
+        stream.answer(Response::SeekDone(done)).await;
+        stream.deliver(1, 1, vec![delivery(9, 3)]).await;
+        stream
+    };
+    let (place, _stream) = futures::join!(reader.seek(Place::Latest), seek);
+    assert_eq!(place.unwrap(), Index(9));
+    assert_eq!(index(&reader).await, 9);
+}
+
 /// A place that the topic does not have is the seek's error and nothing else's, also when the
 /// connection is lost before it is answered.
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! Moving a subscription or reader: asked for once at a time, sent again after a reconnect.
+//! Moving a subscription or reader: asked for once at a time, sent again after a reconnect. So the
+//! place is one that does not move meanwhile, where the caller may know it (`receiver.rs`).
 
 use std::sync::Arc;
 
