@@ -33,6 +33,8 @@ pub(crate) struct Delivered {
     skip: Vec<v1::IndexRange>,
     /// What it costs of the credit.
     wanted: u64,
+    /// How many messages cannot be read is not known.
+    at_most: bool,
 }
 
 impl Delivered {
@@ -76,6 +78,7 @@ impl Delivered {
             redelivered,
             skip,
             wanted: 0,
+            at_most: false,
         };
         delivered.count_wanted();
         delivered
@@ -93,6 +96,7 @@ impl Delivered {
             redelivered: Vec::new(),
             skip: Vec::new(),
             wanted: 0,
+            at_most: gap.at_most,
         };
         missing.count_wanted();
         missing
@@ -171,6 +175,7 @@ impl Delivered {
             last_index: ranges
                 .last()
                 .map_or(Index(self.base_index), |range| range.1),
+            at_most: self.at_most,
             reason: reason.into(),
             ranges,
             origin,

@@ -245,6 +245,9 @@ pub struct Damaged {
     pub first_index: Index,
     /// Index of the last of them.
     pub last_index: Index,
+    /// How many they are is not known, since the damage has the end of a ledger: they are no more
+    /// than [`messages`](Self::messages), and some of the indexes may never have been given.
+    pub at_most: bool,
     /// What is wrong.
     pub reason: String,
     /// Those of them that were delivered to this consumer, inclusive.
@@ -253,7 +256,7 @@ pub struct Damaged {
 }
 
 impl Damaged {
-    /// How many messages they are.
+    /// How many messages they are, or [at most](Self::at_most) are.
     #[must_use]
     pub fn messages(&self) -> u64 {
         let counts = self.ranges.iter().map(|(first, last)| last.0 - first.0);
@@ -264,9 +267,10 @@ impl Damaged {
 impl fmt::Display for Damaged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (topic, first, last) = (&self.topic, self.first_index, self.last_index);
-        match first == last {
-            true => write!(f, "message {first}")?,
-            false => write!(f, "messages {first} to {last}")?,
+        match (self.at_most, first == last) {
+            (true, _) => write!(f, "up to {} messages from {first} on", self.messages())?,
+            (false, true) => write!(f, "message {first}")?,
+            (false, false) => write!(f, "messages {first} to {last}")?,
         }
         let (ledger, entry, reason) = (self.ledger, self.entry, &self.reason);
         write!(

@@ -398,6 +398,7 @@ fn missing(gap: v1::MissingRange) -> Delivered {
         ledger_id: gap.ledger_id,
         entry_id: gap.entry_id,
         reason: gap.reason,
+        at_most: gap.at_most,
         ..v1::Gap::default()
     })
 }

@@ -210,7 +210,7 @@ async fn whole_head(
 /// An index that is behind every message of some entries that cannot be read. How many those have
 /// held is not known, and none of their indices may be given to another message: a subscription
 /// that has acknowledged it would never see that one.
-fn behind_damaged(index: Index, entries: u64) -> Index {
+pub(crate) fn behind_damaged(index: Index, entries: u64) -> Index {
     let messages = entries.saturating_mul(u64::from(BATCH_MESSAGES_MAX));
     Index(index.0.saturating_add(messages))
 }

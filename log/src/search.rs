@@ -12,6 +12,7 @@ use aquifer_model::entry::EntryHead;
 use aquifer_model::id::{EntryId, Index, LedgerId};
 
 use crate::error::LogError;
+use crate::open::behind_damaged;
 use crate::read::{ReadPoint, split};
 use crate::source::{Before, narrowed, read_stored};
 use crate::state::{LogInner, Segment};
@@ -120,6 +121,7 @@ impl LogInner {
             end,
             ledger: place.ledger,
             entry: place.entry,
+            at_most: false,
         };
         at.next = None;
         if self.is_whole(place, at.index).await? {
@@ -146,7 +148,25 @@ impl LogInner {
             from = entry + 1;
         }
         at.index = segment.end_index.min(self.end()).max(at.index);
-        Ok(damage(at.index))
+        Ok(Damage {
+            at_most: self.is_bound(&segment, place.index).await?,
+            ..damage(at.index)
+        })
+    }
+
+    /// Whether the end of a ledger, of which nothing can be read from an index on, is no more than
+    /// a bound: the owner that found it damaged has left as many indexes as its entries can have
+    /// (`open.rs`).
+    async fn is_bound(&self, segment: &Segment, index: Index) -> Result<bool, LogError> {
+        let before = Before::Index(index);
+        let last = self.search_segment(segment, before).await?;
+        let (end, entries) = match self.head_at(segment.ledger, last).await {
+            Ok(head) => (head.end_index(), segment.entries.saturating_sub(last.0 + 1)),
+            Err(LogError::Damaged(_)) => (segment.first_index, segment.entries),
+            Err(error) => return Err(error),
+        };
+        // That owner may have seen fewer of the entries that are whole.
+        Ok(entries > 0 && behind_damaged(end, entries) <= segment.end_index)
     }
 
     /// Whether the entry at a place holds an index and can be read, all of it.

@@ -127,6 +127,8 @@ pub struct Damage {
     pub ledger: LedgerId,
     /// The first entry of it that is damaged.
     pub entry: EntryId,
+    /// How many messages they are is not known: the end is behind as many as the entries can have.
+    pub at_most: bool,
 }
 
 /// What a read found: whole entries, or heads of them.

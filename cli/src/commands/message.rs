@@ -67,6 +67,8 @@ pub struct Damage<'a> {
     out: &'a Output,
     on_damage: OnDamageArg,
     messages: u64,
+    /// Of some of them it is not known how many they are.
+    at_most: bool,
 }
 
 impl<'a> Damage<'a> {
@@ -76,6 +78,7 @@ impl<'a> Damage<'a> {
             out,
             on_damage,
             messages: 0,
+            at_most: false,
         }
     }
 
@@ -90,6 +93,7 @@ impl<'a> Damage<'a> {
             return Err(CliError::failed(damaged.to_string()).advise(advice));
         }
         self.messages = self.messages.saturating_add(damaged.messages());
+        self.at_most |= damaged.at_most;
         let note = match self.out.is_json() {
             false => format!("{damaged}; skipped"),
             true => json!({"damaged": {
@@ -97,6 +101,8 @@ impl<'a> Damage<'a> {
                 "partition": damaged.topic.partition(),
                 "first_index": damaged.first_index.0,
                 "last_index": damaged.last_index.0,
+                "messages": damaged.messages(),
+                "at_most": damaged.at_most,
                 "ledger": damaged.ledger,
                 "entry": damaged.entry,
                 "reason": damaged.reason,
@@ -115,8 +121,12 @@ impl<'a> Damage<'a> {
         if self.messages == 0 {
             return Ok(());
         }
+        let up_to = match self.at_most {
+            true => "up to ",
+            false => "",
+        };
         let text = format!(
-            "{} messages could not be read and were passed over",
+            "{up_to}{} messages could not be read and were passed over",
             self.messages
         );
         Err(CliError::failed(text).advise("standard error names them"))

@@ -221,6 +221,8 @@ async fn damage_at_the_end_of_an_open_ledger_costs_nothing_but_itself() {
         (vec![9], 1),
         (vec![6, 7, 8, 9], 4),
         (vec![1, 4, 5, 8, 9], 2),
+        // The sixth is whole, and is not found at the opening.
+        (vec![5, 7, 8, 9], 5),
         ((0..10).collect(), 10),
     ] {
         let world = TestWorld::new(1);
@@ -249,6 +251,9 @@ async fn damage_at_the_end_of_an_open_ledger_costs_nothing_but_itself() {
                 Found::Entries(entries) => read.extend(bodies(&entries)),
                 Found::Damaged(damage, _) => {
                     assert!(damage.end > damage.from && damage.ledger == ledger);
+                    // How many messages the entries had is known where one follows that is whole.
+                    let is_end = damage.end.0 - damage.from.0 >= u64::from(BATCH_MESSAGES_MAX);
+                    assert_eq!(damage.at_most, is_end, "{damage:?}");
                     gaps += 1;
                 }
             }

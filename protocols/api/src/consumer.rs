@@ -219,6 +219,8 @@ pub struct Gap {
     pub ledger: LedgerId,
     /// The first entry concerned.
     pub entry: EntryId,
+    /// How many they are is not known: they are no more than the indexes.
+    pub at_most: bool,
     /// What is wrong.
     pub reason: String,
 }

@@ -176,6 +176,7 @@ async fn deliver(frames: &mut Frames, out: &Out, metrics: &Metrics) -> End {
                 ledger_id: gap.ledger.0,
                 entry_id: gap.entry.0,
                 reason: status::shortened(&gap.reason),
+                at_most: gap.at_most,
             }),
             ConsumerEvent::Confirmed { request_id } => Answer::Confirmed(v1::Confirmed {
                 request_id,

@@ -175,6 +175,7 @@ fn missing(gap: Gap) -> v1::MissingRange {
         ledger_id: gap.ledger.0,
         entry_id: gap.entry.0,
         reason: gap.reason,
+        at_most: gap.at_most,
     }
 }
 

@@ -296,11 +296,12 @@ impl Slot {
         let new = self.state.damaged_messages().saturating_sub(before);
         cx.shared.metrics.damaged_messages.add(new, &[]);
         let subscription = self.state.name();
-        tracing::error!(topic = %cx.name, subscription, first = %range.first, last = %range.last, ledger = %damage.ledger, entry = %damage.entry, reason, "messages cannot be delivered");
+        tracing::error!(topic = %cx.name, subscription, first = %range.first, last = %range.last, ledger = %damage.ledger, entry = %damage.entry, at_most = damage.at_most, reason, "messages cannot be delivered");
         let gap = Gap {
             range,
             ledger: damage.ledger,
             entry: damage.entry,
+            at_most: damage.at_most,
             reason,
         };
         let told = ConsumerEvent::Gap {
@@ -457,6 +458,7 @@ fn unknown_format(from: Index, entries: &[LogEntry]) -> Option<(Damage, String)>
         end: entry.head.end_index(),
         ledger: entry.ledger,
         entry: entry.entry,
+        at_most: false,
     };
     let reason = match format {
         FORMAT_NATIVE => format!("it has flags {flags:#x}, which this version does not know"),

@@ -301,6 +301,7 @@ impl Door {
                     },
                     ledger: damage.ledger,
                     entry: damage.entry,
+                    at_most: damage.at_most,
                     reason,
                 }),
             }
@@ -365,6 +366,7 @@ fn take(
                 },
                 ledger: entry.ledger,
                 entry: entry.entry,
+                at_most: false,
                 reason: format!("it has flags {flags:#x}, which this version does not know"),
             });
             return false;

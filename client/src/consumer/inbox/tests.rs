@@ -253,6 +253,7 @@ fn gaps_come_in_their_place() {
             first_index: 2,
             last_index: 1_000_001,
             reason: "gone".to_owned(),
+            at_most: is_reader,
             ..v1::Gap::default()
         };
         deliver(&mut inbox, session, deliveries(1, 0, &[(0, 2)]));
@@ -261,7 +262,16 @@ fn gaps_come_in_their_place() {
         assert_eq!(inbox.take().unwrap().unwrap().index, Index(0));
         assert_eq!(inbox.take().unwrap().unwrap().index, Index(1));
         let missing = damaged(inbox.take());
-        assert_eq!(missing.messages(), 1_000_000);
+        assert_eq!(
+            (missing.messages(), missing.at_most),
+            (1_000_000, is_reader)
+        );
+        let said = missing.to_string();
+        assert_eq!(
+            said.starts_with("up to 1000000 messages from 2 on"),
+            is_reader,
+            "{said}"
+        );
         assert_eq!(inbox.take().unwrap().unwrap().index, Index(1_000_002));
         let used = format!("{:?}", inbox.arrivals.credit);
         assert!(used.contains("consumed: Amount { messages: 4,"), "{used}");

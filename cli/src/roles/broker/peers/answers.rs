@@ -49,6 +49,7 @@ pub(super) fn peeked(answer: v1::PeekMessagesResponse) -> ApiResult<Peeked> {
         range: range(gap.range.unwrap_or_default()),
         ledger: LedgerId(gap.ledger_id),
         entry: EntryId(gap.entry_id),
+        at_most: gap.at_most,
         reason: gap.reason,
     });
     Ok(Peeked {
