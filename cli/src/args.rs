@@ -48,7 +48,7 @@ pub use storage::{
     BookieCommand, DoctorArgs, LedgerArgs, LedgerCommand, SourceArgs, StateArg, SupportBundleArgs,
 };
 pub use tenancy::{
-    ClearArgs, DeleteArgs, NamespaceArgs, NamespaceCommand, PeekArgs, SubscriptionArgs,
+    ClearArgs, DeleteArgs, NamespaceArgs, NamespaceCommand, PeekArgs, ShowArgs, SubscriptionArgs,
     SubscriptionCommand, TenantArgs, TenantCommand,
 };
 pub use tls::{TlsCommand, TlsInitArgs};

@@ -60,6 +60,19 @@ async fn a_backlog_is_looked_at_and_given_up() -> Result<()> {
     let peeked = run(&server, "subscription peek t s")?;
     assert_eq!(field(&peeked, "index"), [1, 2, 3]);
 
+    let shown = run(&server, "subscription show t s")?.remove(0);
+    assert_eq!(shown["name"], "s");
+    assert_eq!(shown["mark_delete_index"], 1);
+    assert_eq!(shown["backlog_messages"], 3);
+    let oldest = &shown["oldest_unacknowledged"];
+    assert_eq!(oldest["index"], 1);
+    ensure!(
+        oldest["broker_time"].is_u64() && oldest["position"].is_string(),
+        "{oldest}"
+    );
+    let absent = say(&server, "subscription show t none")?;
+    ensure!(absent.code == Some(1) && absent.stderr.contains("no subscription none"));
+
     let kept = run(&server, "subscription expire t s --older-than 1h")?;
     assert_eq!(field(&kept, "messages"), [0]);
     let would = run(&server, "subscription clear t s --dry-run")?;
@@ -71,10 +84,22 @@ async fn a_backlog_is_looked_at_and_given_up() -> Result<()> {
     assert_eq!(run(&server, "subscription peek t s")?.len(), 0);
     let listed = run(&server, "subscription list t")?;
     assert_eq!(field(&listed, "backlog_messages"), [0]);
+    let shown = run(&server, "subscription show t s")?;
+    assert_eq!(field(&shown, "oldest_unacknowledged"), [Value::Null]);
 
     run(&server, "topic create parted --partitions 2")?;
     run(&server, "subscription create parted s --from earliest")?;
     run(&server, "produce parted a b c d --key k")?;
+    let shown = run(&server, "subscription show parted s")?.remove(0);
+    assert_eq!(shown["backlog_messages"], 4);
+    let parts = shown["partitions"].as_array().context("a list")?;
+    assert_eq!(field(parts, "partition"), [0, 1]);
+    let waits = |part: &&Value| part["backlog_messages"] == 4;
+    let waiting: Vec<&Value> = parts.iter().filter(waits).collect();
+    ensure!(waiting.len() == 1, "one key is in one partition: {shown}");
+    let oldest = &waiting[0]["oldest_unacknowledged"];
+    assert_eq!(oldest["index"], 0);
+    assert_eq!(*oldest, shown["oldest_unacknowledged"]);
     let peeked = run(&server, "subscription peek parted s --count 3")?;
     assert_eq!(field(&peeked, "payload"), ["a", "b", "c"]);
     let expired = run(&server, "subscription expire parted s --older-than 0s")?;

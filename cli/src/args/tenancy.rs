@@ -115,6 +115,9 @@ pub enum SubscriptionCommand {
         /// The topic.
         topic: TopicName,
     },
+    /// Show a subscription: where it stands, its backlog, the oldest message that is not
+    /// acknowledged, its consumers and properties, and each partition.
+    Show(ShowArgs),
     /// Move a subscription; its consumers continue from there.
     Seek {
         /// The topic.
@@ -158,6 +161,15 @@ pub enum SubscriptionCommand {
         #[arg(long)]
         force: bool,
     },
+}
+
+/// Which subscription is shown.
+#[derive(Debug, Clone, Args)]
+pub struct ShowArgs {
+    /// The topic, or one partition.
+    pub topic: TopicName,
+    /// The subscription.
+    pub subscription: SubscriptionName,
 }
 
 /// How a tenant or namespace is deleted.

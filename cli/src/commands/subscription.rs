@@ -1,5 +1,7 @@
 //! `aquifer subscription`: creates, lists, looks into, moves, clears and deletes subscriptions.
 
+mod show;
+
 use std::time::Duration;
 
 use aquifer_client::admin::{Admin, ClearOptions, SubscriptionStats};
@@ -46,6 +48,7 @@ pub async fn run(args: SubscriptionArgs, connect: &Connect, out: &Output) -> Res
             }
             out.table(&table(&stats.subscriptions))
         }
+        SubscriptionCommand::Show(args) => show::run(&client, &args, out).await,
         SubscriptionCommand::Seek {
             topic,
             subscription,
