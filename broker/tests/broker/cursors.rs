@@ -183,6 +183,38 @@ async fn confirmations_wait_until_the_cursor_log_can_be_written_i9() {
     assert_eq!(consumer.take_payloads(1).await, ["b"]);
 }
 
+/// I13: while the cursor log cannot be written, what waits for it has a bound. A client that asks
+/// for more is told to come back, and the subscription goes on when it can be written.
+#[tokio::test]
+async fn what_waits_for_the_cursor_log_is_bounded() {
+    // More than 16 MiB of them.
+    const SEEKS: u64 = 300_000;
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    producer.publish(&["a", "b"]).await;
+    let mut consumer = harness.consumer("orders", "s").await;
+    let bookie = harness.world.bookies.ids()[0];
+    harness.world.bookies.hold(bookie);
+    let mut asked = 0;
+    let refused = loop {
+        if let Ok(ConsumerEvent::Failed(error)) = consumer.events.try_recv() {
+            break error;
+        }
+        assert!(asked < SEEKS, "all of them wait");
+        asked += 1;
+        let place = Place::Index(Index(asked % 3));
+        if consumer.port.seek(asked, place).await.is_err() {
+            break consumer.error().await;
+        }
+    };
+    assert_eq!(refused.kind, ErrorKind::Overloaded);
+    harness.world.bookies.release(bookie);
+    let harness = harness.restart().await;
+    let mut consumer = harness.consumer("orders", "s").await;
+    consumer.seek(Place::Earliest).await;
+    assert_eq!(consumer.take_payloads(2).await, ["a", "b"]);
+}
+
 fn keep_nothing(entries: u64) -> EffectivePolicies {
     EffectivePolicies {
         retention: Retention {
