@@ -54,13 +54,13 @@ use crate::topic::backlog::Backlog;
 use crate::topic::context::TopicContext;
 use crate::topic::cursors::{Cursors, Due, SnapshotContents, Written};
 use crate::topic::delivery_right::DeliveryRight;
-use crate::topic::event::{Asked, EVENT_WORK, Event, Inbox, Life, LocatePurpose, ReadDone, Reply};
+use crate::topic::event::{
+    Asked, Event, Inbox, Life, LocatePurpose, ReadDone, Reply, WORK_PER_TURN,
+};
 use crate::topic::publishing::{AppendFailed, Publishing};
 use crate::topic::pull::{Door, Pull};
 use crate::topic::trimming::{Kept, Rest, TrimEffects, Trimming};
 
-/// Work of events that is done before ready subscriptions get their turn, as 64 small ones have.
-const WORK_PER_TURN: usize = 64 * EVENT_WORK;
 /// Subscriptions served before new events get their turn.
 const SUBSCRIPTIONS_PER_TURN: usize = 64;
 /// How often an ending topic looks whether it is done.

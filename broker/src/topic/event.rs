@@ -168,7 +168,9 @@ impl Life {
 }
 
 /// The work of a small event, in ranges of an acknowledgement.
-pub(crate) const EVENT_WORK: usize = 16;
+const EVENT_WORK: usize = 16;
+/// Work of events that is done before ready subscriptions get their turn, as 64 small ones have.
+pub(crate) const WORK_PER_TURN: usize = 64 * EVENT_WORK;
 
 impl Event {
     /// How much work it is, so that what peers choose to send decides how many are handled in a
@@ -388,7 +390,41 @@ impl AppendSink for CursorSink {
 
 #[cfg(test)]
 mod tests {
+    use aquifer_model::limits::ACK_RANGES_MAX;
+
     use super::*;
+
+    fn of_consumer(request: ConsumerRequest) -> Event {
+        Event::Consumer(SubscriptionId(1), ConsumerId(2), request)
+    }
+
+    /// A turn is as long whatever peers put into an event: one that is as large as may be is a
+    /// turn, and so are 64 that have nothing in them.
+    #[test]
+    fn an_event_is_as_much_work_as_there_is_in_it() {
+        let (messages, bytes) = (1, 1);
+        let credit = of_consumer(ConsumerRequest::Credit { messages, bytes });
+        assert_eq!(credit.work() * 64, WORK_PER_TURN);
+        let one = IndexRange {
+            first: Index(0),
+            last: Index(0),
+        };
+        let ranges = vec![one; ACK_RANGES_MAX];
+        let acknowledge = Acknowledge {
+            individual: ranges.clone(),
+            ..Acknowledge::default()
+        };
+        let negative = NegativeAcknowledge {
+            ranges,
+            ..NegativeAcknowledge::default()
+        };
+        for large in [
+            of_consumer(ConsumerRequest::Acknowledge(Box::new(acknowledge))),
+            of_consumer(ConsumerRequest::NegativeAcknowledge(negative)),
+        ] {
+            assert!(large.work() >= WORK_PER_TURN, "{}", large.work());
+        }
+    }
 
     /// 32 of them are a block of the mailbox, which every loaded topic has.
     #[test]
