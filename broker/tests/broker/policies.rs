@@ -114,6 +114,30 @@ async fn what_nothing_says_is_as_the_broker_is_configured() {
     assert_eq!(kind(&nothing), Some(ErrorKind::InvalidArgument));
 }
 
+/// What a change does not name stays as it is, and a change of nothing is refused: neither sets a
+/// default.
+#[tokio::test]
+async fn a_change_leaves_the_policies_that_it_does_not_name() {
+    let (harness, _) = with_three().await;
+    let broker = &harness.broker;
+    let quorum = Quorum::new(2, 2, 2).unwrap();
+    let persistence = Policies {
+        persistence: Some(quorum),
+        ..Policies::default()
+    };
+    set(broker, here(), persistence).await;
+    let changed = set(broker, here(), keep_ms(7)).await;
+    let expected = Policies {
+        persistence: Some(quorum),
+        ..keep_ms(7)
+    };
+    assert_eq!(changed.own, expected);
+    let nothing = update(broker, here(), PolicyUpdate::default()).await;
+    assert_eq!(kind(&nothing), Some(ErrorKind::InvalidArgument));
+    let found = view(broker, here()).await;
+    assert_eq!((found.own, found.version), (expected, changed.version));
+}
+
 /// A change above does not take away what is said below, and unsetting it brings back what is said
 /// above.
 #[tokio::test]

@@ -95,3 +95,25 @@ fn what_no_policy_can_be_is_refused() {
     }
     assert!(Policies::try_from(types(vec![shared])).is_ok());
 }
+
+/// Nothing that a request leaves out becomes a default.
+#[test]
+fn an_update_sets_what_it_names_and_nothing_else() {
+    let nothing = PolicyUpdate::try_from(v1::UpdatePoliciesRequest::default()).unwrap();
+    assert_eq!(nothing, PolicyUpdate::default());
+    assert!(nothing.is_empty());
+    let request = v1::UpdatePoliciesRequest {
+        set: Some(v1::Policies {
+            deduplication: Some(false),
+            ..v1::Policies::default()
+        }),
+        ..v1::UpdatePoliciesRequest::default()
+    };
+    let update = PolicyUpdate::try_from(request).unwrap();
+    let expected = Policies {
+        deduplication: Some(false),
+        ..Policies::default()
+    };
+    assert_eq!(update.set, expected);
+    assert_eq!((update.unset, update.version), (Vec::new(), None));
+}
