@@ -116,11 +116,31 @@ fn show(
     metrics.backlog_max.record(all.messages_max, &[]);
     let age_ms = now_ms.saturating_sub(all.oldest_ms.unwrap_or(now_ms));
     metrics.backlog_age.record(age_ms / 1_000, &[]);
-    let figures = loads.into_iter().map(|(name, load)| {
-        let behind = behind.get(&name).copied().unwrap_or_default();
-        (name, Figures { load, behind })
-    });
-    metrics.namespaces.show(figures.collect(), now_ms);
+    metrics.unloaded.show(now_ms);
+    let unloaded = metrics.unloaded.last();
+    let figures = figures_of(loads, behind, unloaded.namespaces());
+    metrics.namespaces.show(figures, now_ms);
+}
+
+/// What is known of each namespace that has loaded topics or a backlog.
+fn figures_of(
+    loads: BTreeMap<NamespaceName, Load>,
+    behind: &BTreeMap<NamespaceName, Behind>,
+    unloaded: &BTreeMap<NamespaceName, Behind>,
+) -> BTreeMap<NamespaceName, Figures> {
+    let mut figures: BTreeMap<NamespaceName, Figures> = BTreeMap::new();
+    for (name, load) in loads {
+        let of_namespace = Figures {
+            load,
+            behind: behind.get(&name).copied().unwrap_or_default(),
+            unloaded: Behind::default(),
+        };
+        figures.insert(name, of_namespace);
+    }
+    for (name, behind) in unloaded {
+        figures.entry(name.clone()).or_default().unloaded = *behind;
+    }
+    figures
 }
 
 /// Does what takes longer the more topics or bundles there are, where no request waits behind it.

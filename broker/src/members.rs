@@ -156,6 +156,12 @@ impl Members {
         });
         all
     }
+
+    /// Whether this broker has the lowest id of those.
+    pub(crate) fn is_first(&self) -> bool {
+        let ids = self.serving().into_iter().map(|member| member.id);
+        ids.min() == Some(self.me)
+    }
 }
 
 /// Rendezvous hashing: who has the highest rank for a thing gets it, so that most things stay where

@@ -7,8 +7,8 @@
 //! needs it is remembered, so that a backlog costs no load at each round. Nothing is written for a
 //! topic that has nothing to trim. A deletion that was left unfinished is continued.
 //!
-//! What is to be offloaded it finds on the same records (`offload/planner.rs`), so that one walk
-//! serves both.
+//! What is to be offloaded it finds on the same records (`offload/planner.rs`), and how far behind
+//! subscriptions are (`topic/at_rest.rs`), so that one walk serves all.
 //!
 //! It knows of no owner but by asking: a bundle without an owner gets one as for any other request.
 
@@ -31,9 +31,11 @@ use crate::namespace::bundles_of;
 use crate::namespace::listing::{behind, parse};
 use crate::offload::planner::Planner;
 use crate::security::audit::cause::Create;
+use crate::topic::at_rest;
 use crate::topic::event::Event;
 use crate::topics::Topics;
 use crate::topics::removal::RemovalScope;
+use crate::traffic::unloaded::Found;
 
 /// Records read at once, and the pause between two such reads: 1,280 topics a second at most.
 const PAGE_RECORDS: usize = 32;
@@ -84,27 +86,45 @@ struct Current {
     has_topic_policies: bool,
 }
 
+/// One walk over all topics.
+struct Walk {
+    current: Option<Current>,
+    /// This broker speaks for topics of bundles without an owner.
+    is_first: bool,
+    /// Backlogs that it has seen.
+    unloaded: Found,
+}
+
 async fn round(topics: &Arc<Topics>, planner: Option<&Planner>) -> Result<(), BrokerError> {
     if let Some(planner) = planner {
         planner.round_begins();
     }
-    walk(topics, planner).await?;
+    let unloaded = walk(topics, planner).await?;
+    let shared = topics.shared();
+    shared
+        .metrics
+        .unloaded
+        .set(unloaded, shared.clock.wall_ms());
     if let Some(planner) = planner {
         planner.round_ends();
     }
     Ok(())
 }
 
-async fn walk(topics: &Arc<Topics>, planner: Option<&Planner>) -> Result<(), BrokerError> {
+async fn walk(topics: &Arc<Topics>, planner: Option<&Planner>) -> Result<Found, BrokerError> {
     let shared = topics.shared();
     let store = shared.namespaces.store().as_ref();
-    let mut current: Option<Current> = None;
+    let mut walk = Walk {
+        current: None,
+        is_first: shared.ownership.is_first(),
+        unloaded: Found::default(),
+    };
     let mut after: Option<String> = None;
     loop {
         let page = scan::page_behind(store, keys::TENANTS_PREFIX, after.as_deref(), PAGE_RECORDS);
         let page = page.await?;
         let Some(last) = page.items.last() else {
-            return Ok(());
+            return Ok(walk.unloaded);
         };
         after = Some(match parse(last) {
             // A topic with many ledgers has many pages, and nothing is looked for in them.
@@ -113,7 +133,7 @@ async fn walk(topics: &Arc<Topics>, planner: Option<&Planner>) -> Result<(), Bro
         });
         let mut due = Vec::new();
         for versioned in &page.items {
-            match look(topics, planner, &mut current, versioned).await {
+            match look(topics, planner, &mut walk, versioned).await {
                 Ok(Some(topic)) => due.push(topic),
                 Ok(None) => {}
                 // One record that cannot be read is no reason to leave out all behind it.
@@ -129,7 +149,7 @@ async fn walk(topics: &Arc<Topics>, planner: Option<&Planner>) -> Result<(), Bro
             .for_each_concurrent(VISITS_AT_ONCE, |topic| visit(topics, topic))
             .await;
         if page.next.is_none() {
-            return Ok(());
+            return Ok(walk.unloaded);
         }
         clock::sleep(PAGE_PAUSE).await;
     }
@@ -139,14 +159,14 @@ async fn walk(topics: &Arc<Topics>, planner: Option<&Planner>) -> Result<(), Bro
 async fn look(
     topics: &Arc<Topics>,
     planner: Option<&Planner>,
-    current: &mut Option<Current>,
+    walk: &mut Walk,
     versioned: &Versioned,
 ) -> Result<Option<TopicName>, BrokerError> {
     let shared = topics.shared();
     let topic = match parse(versioned)? {
         Key::Namespace(name) => {
-            *current = None;
-            *current = look_into(topics, name, versioned).await?;
+            walk.current = None;
+            walk.current = look_into(topics, name, versioned).await?;
             return Ok(None);
         }
         Key::Tenant(name) => {
@@ -156,7 +176,8 @@ async fn look(
         Key::Topic(topic) => topic,
         _ => return Ok(None),
     };
-    let Some(namespace) = current.as_ref().filter(|c| c.name == *topic.namespace()) else {
+    let current = walk.current.as_ref();
+    let Some(namespace) = current.filter(|c| c.name == *topic.namespace()) else {
         return Ok(None);
     };
     // What is loaded looks after itself, here or at another broker.
@@ -171,6 +192,11 @@ async fn look(
     if record.deleting {
         topics.resume_deletion(&topic);
         return Ok(None);
+    }
+    // A partitioned topic stores nothing itself.
+    if record.ranges.is_empty() && shared.ownership.speaks_for(&bundle, walk.is_first) {
+        walk.unloaded
+            .add(topic.namespace(), at_rest::behind(&record));
     }
     let store = shared.namespaces.store().as_ref();
     let policies = match namespace.has_topic_policies {

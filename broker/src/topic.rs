@@ -12,6 +12,7 @@
 //! event; what takes time runs beside it and comes back as an event. A topic that was fenced or
 //! whose log is broken is not repaired: it ends, and the next request loads it again.
 
+pub(crate) mod at_rest;
 pub mod dedup;
 pub(crate) mod event;
 pub(crate) mod handle;

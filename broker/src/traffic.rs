@@ -8,6 +8,7 @@
 mod tests;
 
 pub(crate) mod namespaces;
+pub(crate) mod unloaded;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -201,7 +201,7 @@ const OF_CLUSTERS: [&str; 8] = [
     "aquifer_tls_reloads_total",
 ];
 /// What is shown once it was measured, as backlogs every half minute.
-const MEASURED: [&str; 14] = [
+const MEASURED: [&str; 16] = [
     "aquifer_bookie_removing_bytes",
     "aquifer_bookie_store_bytes",
     "aquifer_broker_backlog_age_seconds_max",
@@ -216,6 +216,8 @@ const MEASURED: [&str; 14] = [
     "aquifer_broker_namespace_published_messages_per_second",
     "aquifer_broker_namespace_sessions",
     "aquifer_broker_namespace_topics",
+    "aquifer_broker_namespace_unloaded_backlog_age_seconds",
+    "aquifer_broker_namespace_unloaded_backlog_messages",
 ];
 
 /// An alert on a rate would miss the first event of a series that begins with it.

@@ -44,6 +44,8 @@ pub struct TopicRecordCell {
     guards: Guards,
     incarnation: TopicIncarnation,
     current: Mutex<Current>,
+    /// Goes into the record with the next change.
+    at_rest: Mutex<Option<v1::AtRest>>,
     /// One change at a time, so that this process never conflicts with itself.
     pub(super) one_change: Semaphore,
 }
@@ -200,6 +202,7 @@ impl TopicRecordCell {
             guards: Guards::new(guards),
             incarnation,
             current: Mutex::new(current),
+            at_rest: Mutex::default(),
             one_change: Semaphore::new(1),
         }
     }
@@ -237,6 +240,11 @@ impl TopicRecordCell {
     /// How far its segments are offloaded.
     pub(crate) fn offload_mark(&self) -> v1::OffloadMark {
         self.current.lock().record.offloaded.unwrap_or_default()
+    }
+
+    /// Has every later change write this too: nothing is written for it alone.
+    pub fn note_at_rest(&self, at_rest: v1::AtRest) {
+        *self.at_rest.lock() = Some(at_rest);
     }
 
     /// Whether the topic is being deleted.
@@ -441,6 +449,7 @@ impl TopicRecordCell {
                 Ok(added) => added,
                 Err(error) => return RecordChange::Refused(error),
             };
+            record.at_rest = (*self.at_rest.lock()).or(record.at_rest);
             let mut all = vec![self.put(&record, Expect::Revision(revision))];
             all.extend(operations.iter().cloned().chain(added));
             let transaction = self.guarded(right.guards, all);

@@ -281,6 +281,28 @@ impl Ownership {
         (owner != self.broker).then(|| cluster.members.listeners(owner))?
     }
 
+    /// Whether this broker speaks for the topics of a bundle that are not loaded: it owns the
+    /// bundle, as far as it knows without asking, or no broker does and it `is_first` of all. Two
+    /// brokers may think so for a moment, or no broker.
+    pub(crate) fn speaks_for(&self, bundle: &Bundle, is_first: bool) -> bool {
+        let Some(cluster) = self.cluster.as_ref() else {
+            return true;
+        };
+        let found = cluster.owners.get(&key(bundle));
+        let record = found.and_then(|found| record::decode::<BundleOwnerRecord>(&found).ok());
+        match record.and_then(|record| broker_id(&record.broker_id)) {
+            Some(owner) if owner == self.broker => true,
+            Some(owner) if cluster.members.listeners(owner).is_some() => false,
+            Some(_) | None => is_first,
+        }
+    }
+
+    /// Whether this broker is the first of those that serve.
+    pub(crate) fn is_first(&self) -> bool {
+        let cluster = self.cluster.as_ref();
+        cluster.is_none_or(|cluster| cluster.members.is_first())
+    }
+
     async fn acquire(&self, bundle: &Bundle, bundles: &Bundles) -> Result<Found, BrokerError> {
         let guard = Guard {
             key: keys::namespace(&bundle.namespace),

@@ -142,6 +142,9 @@ impl Topic {
             self.cx.shared.ownership.lost(owned);
             return None;
         }
+        if ending.graceful {
+            self.note_at_rest();
+        }
         let topic = &self.cx.name;
         let mut sealed = 0;
         for log in [&self.cx.log, self.cursors.log()] {

@@ -43,13 +43,22 @@ impl Behind {
 pub(crate) struct Figures {
     pub(crate) load: Load,
     pub(crate) behind: Behind,
+    /// The same of topics that are not loaded.
+    pub(crate) unloaded: Behind,
 }
 
 impl Figures {
     fn and(mut self, other: &Figures) -> Figures {
         self.load += other.load;
         self.behind = self.behind.and(&other.behind);
+        self.unloaded = self.unloaded.and(&other.unloaded);
         self
+    }
+
+    /// Messages that wait, loaded or not.
+    fn waiting(&self) -> u64 {
+        let unloaded = self.unloaded.messages;
+        self.behind.messages.saturating_add(unloaded)
     }
 }
 
@@ -61,6 +70,8 @@ struct Shown {
     figures: Figures,
     /// Of the oldest message that is not acknowledged.
     age_seconds: u64,
+    /// Of that of topics that are not loaded.
+    unloaded_age_seconds: u64,
 }
 
 /// One of the rates of a namespace.
@@ -93,7 +104,7 @@ impl NamespaceFigures {
                 })
                 .build();
         }
-        let counts: [(&'static str, Count); 4] = [
+        let counts: [(&'static str, Count); 6] = [
             ("aquifer_broker_namespace_topics", |line| {
                 line.figures.load.topics
             }),
@@ -106,6 +117,14 @@ impl NamespaceFigures {
             ("aquifer_broker_namespace_backlog_age_seconds", |line| {
                 line.age_seconds
             }),
+            (
+                "aquifer_broker_namespace_unloaded_backlog_messages",
+                |line| line.figures.unloaded.messages,
+            ),
+            (
+                "aquifer_broker_namespace_unloaded_backlog_age_seconds",
+                |line| line.unloaded_age_seconds,
+            ),
         ];
         for (name, read) in counts {
             let lines = Arc::clone(&figures.0);
@@ -129,12 +148,16 @@ impl NamespaceFigures {
 
 impl Shown {
     fn new((tenant, namespace): (&str, &str), figures: Figures, now_ms: u64) -> Shown {
-        let oldest_ms = figures.behind.oldest_ms.unwrap_or(now_ms);
+        let age_seconds = |behind: &Behind| {
+            let oldest_ms = behind.oldest_ms.unwrap_or(now_ms);
+            now_ms.saturating_sub(oldest_ms) / 1_000
+        };
         Shown {
             tenant: tenant.to_owned(),
             namespace: namespace.to_owned(),
             figures,
-            age_seconds: now_ms.saturating_sub(oldest_ms) / 1_000,
+            age_seconds: age_seconds(&figures.behind),
+            unloaded_age_seconds: age_seconds(&figures.unloaded),
         }
     }
 
@@ -151,7 +174,7 @@ fn shown(all: BTreeMap<NamespaceName, Figures>, now_ms: u64) -> Vec<Shown> {
     let load = |one: &(NamespaceName, Figures)| one.1.load.units();
     all.sort_by(|one, other| load(other).total_cmp(&load(one)));
     let mut quiet = all.split_off(SHOWN_MAX.min(all.len()));
-    quiet.sort_by_key(|(_, figures)| std::cmp::Reverse(figures.behind.messages));
+    quiet.sort_by_key(|(_, figures)| std::cmp::Reverse(figures.waiting()));
     let others = quiet.split_off(SHOWN_MAX.min(quiet.len()));
     all.append(&mut quiet);
     let lines = all
@@ -184,6 +207,7 @@ mod tests {
                 messages_max: behind,
                 oldest_ms: Some(oldest_ms),
             },
+            unloaded: Behind::default(),
         }
     }
 
@@ -207,6 +231,22 @@ mod tests {
         let topics: u64 = lines.iter().map(|line| line.figures.load.topics).sum();
         let behind: u64 = lines.iter().map(|line| line.figures.behind.messages).sum();
         assert_eq!((topics, behind), (1_000, 1_049));
+    }
+
+    /// What is not loaded has no load, and is shown before what waits for less.
+    #[test]
+    fn a_namespace_without_a_loaded_topic_has_a_line() {
+        let unloaded = Figures {
+            unloaded: figures(0.0, 40, 2_000).behind,
+            ..Figures::default()
+        };
+        let name = |n: u32| NamespaceName::new("t", &format!("n{n:04}")).unwrap();
+        let mut all: BTreeMap<_, _> = (0..300).map(|n| (name(n), figures(1.0, 1, 1))).collect();
+        all.insert(name(999), unloaded);
+        let lines = shown(all, 9_000);
+        let line = lines.iter().find(|line| line.namespace == "n0999").unwrap();
+        assert_eq!((line.age_seconds, line.unloaded_age_seconds), (0, 7));
+        assert_eq!(line.figures.waiting(), 40);
     }
 
     #[test]

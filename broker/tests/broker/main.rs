@@ -7,6 +7,7 @@
 
 mod admin;
 mod anywhere;
+mod at_rest;
 mod backup;
 mod balance;
 mod bounds;

@@ -75,6 +75,7 @@ pub struct Harness {
     pub broker: Arc<Broker>,
     pub tasks: TaskGroup,
     config: BrokerConfig,
+    telemetry: Telemetry,
 }
 
 pub fn config() -> BrokerConfig {
@@ -102,12 +103,12 @@ impl Harness {
 
     /// The same with other logs.
     pub async fn over(world: TestWorld, config: BrokerConfig, log: Arc<LogContext>) -> Harness {
-        let tasks = TaskGroup::new("broker");
+        let (tasks, telemetry) = (TaskGroup::new("broker"), Telemetry::for_tests());
         let deps = BrokerDeps {
             clock: Arc::clone(&log.ledgers.clock),
             log,
             rng: SystemRng::shared(),
-            meter: Telemetry::for_tests().meter("broker"),
+            meter: telemetry.meter("broker"),
             tasks: tasks.clone(),
             lease: None,
             peers: None,
@@ -119,7 +120,15 @@ impl Harness {
             broker,
             tasks,
             config,
+            telemetry,
         }
+    }
+
+    /// A metric of the broker that has no labels.
+    pub fn metric(&self, name: &str) -> u64 {
+        let text = self.telemetry.render_metrics();
+        let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
+        text.lines().find_map(value).unwrap()
     }
 
     /// Another broker over the same storage, this one stopped in order.
