@@ -30,7 +30,7 @@ python dashboards/generate.py --check
 yamllint --strict --config-file yamllint.yaml alerts compose helm/aquifer/values.yaml helm/aquifer/presets helm/aquifer/Chart.yaml
 hadolint docker/Dockerfile
 python check_monitoring.py
-promtool test rules alerts/aquifer_test.yaml alerts/aquifer_days_test.yaml
+promtool test rules alerts/aquifer_test.yaml alerts/aquifer_days_test.yaml alerts/aquifer_resolves_test.yaml
 promtool check config --syntax-only compose/prometheus.yml >/dev/null
 python compose/check.py "$compose_schema" "${aquifer[@]}"
 if [ "$quick" = no ]; then

@@ -3,7 +3,7 @@
     check_monitoring.py [--prometheus URL]
 
 Every metric that an expression names is one that the code makes, every expression parses, every alert has
-its page, and its two histories in aquifer_test.yaml. With the address of a Prometheus that watches a running
+its page, and its histories: it fires, it is silent, and it resolves. With the address of a Prometheus that watches a running
 cluster every expression is asked there too: it must have data, or be in EMPTY with a reason.
 It needs PyYAML, and promtool in PATH.
 """
@@ -118,8 +118,23 @@ def check_syntax():
     return len(records)
 
 
+def histories(files):
+    """For each alert what its histories expect of it, in the order of time: whether it fires."""
+    found = {}
+    for path in files:
+        for one in yaml.safe_load(path.read_text())["tests"]:
+            seen = {}
+            for step in one["promql_expr_test"]:
+                name = re.search(r'alertname="(\w+)"', step["expr"]).group(1)
+                seen.setdefault(name, []).append(bool(step["exp_samples"]))
+            for name, states in seen.items():
+                found.setdefault(name, []).append(states)
+    return found
+
+
 def check_runbooks():
-    tests = (HERE / "alerts/aquifer_test.yaml").read_text() + (HERE / "alerts/aquifer_days_test.yaml").read_text()
+    files = [HERE / f"alerts/aquifer_{which}test.yaml" for which in ("", "days_", "resolves_")]
+    tests, ends = "".join(path.read_text() for path in files), histories(files)
     pages = set()
     for rule in rules():
         name, page = rule["alert"], ROOT / rule["annotations"]["runbook_url"]
@@ -130,6 +145,7 @@ def check_runbooks():
             assert section in text, f"{page} lacks `{section}`"
         for what in ("fires", "is silent"):
             assert f"name: {name} {what}\n" in tests, f"no history in which {name} {what}"
+        assert any(seen[:1] == [True] and seen[-1] is False for seen in ends.get(name, [])), f"no history in which {name} resolves"
         pages.add(page.name)
     there = {path.name for path in (ROOT / "docs/operations/runbooks").glob("*.md")} - {"README.md"}
     assert pages == there, f"pages without an alert: {there - pages}"

@@ -1,8 +1,9 @@
 //! Rules that the compiler and clippy cannot check: crate directions, imports and circles of
-//! them, file sizes, banned words, cited rules, `#[must_use]`, where metadata keys are written, and
-//! the documents that must be there. Every checker is a pure function from text to violations, with
-//! tests that it catches what it is for.
+//! them, file sizes, banned words, cited rules, `#[must_use]`, where metadata keys are written, the
+//! documents that must be there, and what belongs to an alert. Every checker is a pure function
+//! from text to violations, with tests that it catches what it is for.
 
+mod alerts;
 mod circles;
 mod documents;
 mod edges;
@@ -139,6 +140,15 @@ fn documents_name_what_exists() {
     let documents = texts.iter().filter(|(path, _)| links::is_checked(path));
     let check = |(path, text): &(String, String)| links::check(path, text, &repository);
     assert_none(&documents.flat_map(check).collect::<Vec<_>>());
+}
+
+#[test]
+fn alerts_have_histories_pages_and_metrics() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).ok();
+    let rules = read(alerts::RULES).expect("the alert rules are readable");
+    let histories = alerts::HISTORIES.map(|path| read(path).expect("histories are readable"));
+    let sources = scan::workspace_sources(root());
+    assert_none(&alerts::check(&rules, &histories.concat(), &sources, &read));
 }
 
 #[test]
