@@ -2,8 +2,8 @@
 
     check_monitoring.py [--prometheus URL]
 
-Every metric that an expression names is one that the code makes, every expression parses, every alert has
-its page, and its histories: it fires, it is silent, and it resolves. With the address of a Prometheus that watches a running
+Every metric that an expression names is one that the code makes, with the labels that it is selected and
+grouped by, every expression parses, every alert has its page, and its histories: it fires, it is silent, and it resolves. With the address of a Prometheus that watches a running
 cluster every expression is asked there too: it must have data, or be in EMPTY with a reason.
 It needs PyYAML, and promtool in PATH.
 """
@@ -65,17 +65,79 @@ EMPTY = {
 }
 
 
+# Labels that a scrape adds, as the chart and the compose file set them.
+TARGET_LABELS = {"cluster", "instance", "job"}
+# Names that the code puts together.
+MADE = {"aquifer_broker_namespace_{what}_per_second": [
+    f"aquifer_broker_namespace_{what}_{unit}_per_second" for what in ("published", "delivered") for unit in ("messages", "bytes")]}
+
+
 def metrics_of(expression):
     return set(re.findall(r"\baquifer_[a-z0-9_]+\b", expression))
 
 
-def metrics_of_code():
-    """Names of instruments in the sources, with those that a histogram makes of its name."""
-    names = set()
-    for source in ROOT.rglob("*.rs"):
-        if "target" not in source.parts:
-            names |= set(re.findall(r'"(aquifer_[a-z0-9_]+)"', source.read_text(errors="replace")))
-    return names | {name + end for name in names if name.endswith("_seconds") for end in ("_bucket", "_sum", "_count")}
+def sources():
+    """(path, text) of what the program is made of: no comments, no tests, no commands that read metrics."""
+    for path in sorted(ROOT.glob("**/src/**/*.rs")):
+        parts = path.relative_to(ROOT).parts
+        if {"target", "tests", "tests.rs"} & set(parts) or parts[:3] == ("cli", "src", "commands"):
+            continue
+        text = re.sub(r"(?m)^\s*//.*$", "", path.read_text())
+        yield path, text.split("#[cfg(test)]\nmod tests {")[0]
+
+
+def instruments():
+    """The labels of each instrument in the sources, and of the series that a histogram makes of its name."""
+    found = {}
+    for path, text in sources():
+        # An instrument may have the labels that are given in its file.
+        labels = set(re.findall(r'KeyValue::new\(\s*"([a-z_]+)"', text))
+        labels |= set(re.findall(r'counter_by\(\s*\w+,\s*[^,]+,\s*"([a-z_]+)"', text))
+        for name in re.findall(r'"(aquifer_[a-z0-9_{}]+)"', text):
+            for one in MADE.get(name, [name]):
+                found.setdefault(one, set()).update(labels)
+                if one.endswith("_seconds"):
+                    found.setdefault(f"{one}_bucket", set()).update(labels | {"le"})
+                    for end in ("_sum", "_count"):
+                        found.setdefault(one + end, set()).update(labels)
+    return found
+
+
+def inside(expression, start):
+    """What is between the parenthesis at a place and the one that closes it."""
+    depth = 0
+    for at in range(start, len(expression)):
+        depth += {"(": 1, ")": -1}.get(expression[at], 0)
+        if depth == 0:
+            return expression[start:at + 1]
+    raise AssertionError(f"a parenthesis is open in {expression}")
+
+
+def check_labels(where, expression, known):
+    """Series are selected and grouped by labels that their instruments have."""
+    def check(metric, label):
+        labels = known.get(metric, set()) | TARGET_LABELS
+        assert label in labels, f"{where}: {metric} has no label {label}"
+
+    for metric, selector in re.findall(r"\b(aquifer_[a-z0-9_]+|up)\{([^}]*)\}", expression):
+        for label, value in re.findall(r'(\w+)\s*[=!]~?\s*"([^"]*)"', selector):
+            check(metric, label)
+            for one in value.split("|") if label not in TARGET_LABELS else []:
+                texts = (text for _, text in sources())
+                assert any(re.search(rf"\b{one}\b", text) for text in texts), f"{where}: the code has no {label} {one}"
+    for group in re.finditer(r"\b(?:by|without)\s*\(([^)]*)\)\s*\(", expression):
+        for metric in metrics_of(inside(expression, group.end() - 1)):
+            for label in group.group(1).split(","):
+                check(metric, label.strip())
+
+
+def check_text(where, text, expression, known):
+    """A text names labels that the series of its expression have."""
+    grouped = re.match(r"(?:topk\(\d+, *|histogram_quantile\([0-9.]+, *)?(?:sum|max|min|count|avg) by \(([^)]*)\)", expression.strip())
+    of_metrics = [known.get(metric, set()) | TARGET_LABELS for metric in metrics_of(expression)]
+    labels = set(re.split(r",\s*", grouped.group(1))) if grouped else set().union(TARGET_LABELS, *of_metrics)
+    named = set(re.findall(r"\{\{\s*(?:\$labels\.)?(\w+)\s*\}\}", text))
+    assert named <= labels, f"{where}: `{text}` names {named - labels}, which its series do not have"
 
 
 def expressions():
@@ -98,11 +160,18 @@ def rules():
 
 
 def check_names():
-    known, used = metrics_of_code(), set()
+    known, used = instruments(), set()
     for where, expression in expressions():
-        unknown = metrics_of(expression) - known
+        unknown = metrics_of(expression) - set(known)
         assert not unknown, f"{where}: the code has no {', '.join(unknown)}"
+        check_labels(where, expression, known)
         used |= metrics_of(expression)
+    for path in sorted((HERE / "dashboards").glob("*.json")):
+        for panel in json.loads(path.read_text())["panels"]:
+            for target in panel["targets"]:
+                check_text(f"{path.name}: {panel['title']}", target["legendFormat"], target["expr"], known)
+    for rule in rules():
+        check_text(f"alert {rule['alert']}", rule["annotations"]["summary"], rule["expr"], known)
     assert set(EMPTY) <= used, f"not used any more: {set(EMPTY) - used}"
     return used
 
