@@ -55,7 +55,9 @@ GOOD = {
                        ",tests.tokenSecret=t,tls.clients.clientCertificates=optional,tls.clients.clientCaSecret=ca"
                        ",monitoring.podMonitor=true"],
     "authentication standalone": ["-f", "presets/dev.yaml", "--set", CERT_MANAGER, "--set",
-                                  "tls.clients.enabled=true,auth.enabled=true"],
+                                  "tls.clients.enabled=true,tls.http.enabled=true,auth.enabled=true"],
+    "plain text in a mesh": ["-f", "presets/dev.yaml", "--set", "auth.enabled=true,auth.allowPlaintext=true"
+                             ",auth.scrapeTokenSecret=s,tests.tokenSecret=t,monitoring.podMonitor=true"],
     "tls standalone": ["-f", "presets/dev.yaml", "--set", "tls.clients.enabled=true", "--set", CERT_MANAGER],
     "external listener": ["--set", "broker.external.enabled=true,broker.external.domain=example.org"
                           ",broker.external.tls.existingSecret=out", "--set-json",
@@ -114,6 +116,18 @@ BAD = {
     "client certificates without authority": (["--set", TLS, "--set", CERT_MANAGER, "--set",
                                                "tls.clients.clientCertificates=required"], "clientCaSecret"),
     "authentication in plain text": (["--set", "auth.enabled=true"], "tls.clients.enabled"),
+    "authentication of REST in plain text": (["--set", "tls.clients.enabled=true,tls.internal.enabled=true", "--set",
+                                              CERT_MANAGER, "--set", "auth.enabled=true,tls.clients.clientCertificates="
+                                              "optional,tls.clients.clientCaSecret=ca"], "set auth.allowPlaintext=true"),
+    "authentication of brokers in plain text": (["--set", "auth.enabled=true,auth.allowPlaintext=true"],
+                                                "brokers know each other"),
+    "authentication past the chart": (["--set", "config.broker.auth.enabled=true"], "config.broker: set auth.enabled"),
+    "authentication past the chart, of every role": (["--set", "config.common.auth.enabled=true"], "config.common"),
+    "a token of scrapers in plain text": (["--set", "auth.scrapeTokenSecret=s"], "needs tls.http.enabled"),
+    "a token of tests in plain text": (["--set", "tests.tokenSecret=t"], "tests.tokenSecret needs tls.clients.enabled"),
+    "a token of backups in plain text": (["--set", "backup.tokenSecret=t"], "backup.tokenSecret needs tls.clients"),
+    "a password of etcd in plain text": ([*PRODUCTION, "--set", "metadata.auth.existingSecret=p"],
+                                         "metadata.tls.existingSecret"),
     "authentication of brokers without certificates": (["--set", TLS, "--set", CERT_MANAGER, "--set",
                                                         "auth.enabled=true"], "clientCertificates=optional"),
     "authentication in plain text outside": (["--set", TLS, "--set", CERT_MANAGER, "--set", "auth.enabled=true"

@@ -14,6 +14,11 @@
     secretKeyRef:
       name: {{ . }}
       key: token
+{{- if not $.root.Values.tls.clients.enabled }}
+# The tool sends a token in plain text only where auth.allowPlaintext says so.
+- name: AQUIFER_ALLOW_PLAINTEXT_CREDENTIALS
+  value: {{ $.root.Values.auth.allowPlaintext | quote }}
+{{- end }}
 {{- end }}
 {{- if and .root.Values.tls.clients.enabled .values.clientSecret }}
 - name: AQUIFER_CLIENT_CERT_FILE

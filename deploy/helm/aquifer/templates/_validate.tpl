@@ -3,10 +3,16 @@
 {{- if gt (len .Release.Name) 30 }}
 {{- fail "the name of the release has more than 30 characters: names of pods would be too long" }}
 {{- end }}
-{{- if and .Values.auth.enabled (not .Values.tls.clients.enabled) }}
-{{- fail "auth.enabled needs tls.clients.enabled: tokens would be readable on the network" }}
+{{- range $role, $settings := .Values.config }}
+{{- if dig "auth" "enabled" false $settings }}
+{{- fail (printf "config.%s: set auth.enabled of the chart, not auth.enabled of the configuration: the chart checks what it needs" $role) }}
 {{- end }}
+{{- end }}
+{{- include "aquifer.validate.plaintext" . }}
 {{- if eq .Values.mode "cluster" }}
+{{- if and .Values.auth.enabled (not .Values.tls.clients.enabled) }}
+{{- fail "auth.enabled needs tls.clients.enabled in a cluster: brokers know each other by their certificates" }}
+{{- end }}
 {{- if and .Values.auth.enabled (eq .Values.tls.clients.clientCertificates "none") }}
 {{- fail "auth.enabled needs tls.clients.clientCertificates=optional: brokers know each other by their certificates" }}
 {{- end }}
@@ -45,9 +51,6 @@
 {{- if and .Values.broker.external.enabled (not .Values.broker.external.domain) }}
 {{- fail "broker.external.enabled needs broker.external.domain: clients must have a name for each broker" }}
 {{- end }}
-{{- if and .Values.auth.enabled .Values.broker.external.enabled (not .Values.broker.external.tls.existingSecret) }}
-{{- fail "auth.enabled with broker.external.enabled needs broker.external.tls.existingSecret: tokens would be readable on the network outside" }}
-{{- end }}
 {{- if .Values.production }}
 {{- if and .Values.etcd.enabled (lt (int .Values.etcd.replicas) 3) }}
 {{- fail "production: etcd.replicas is less than 3: one lost volume would be the end of all messages" }}
@@ -64,5 +67,35 @@
 {{- end }}
 {{- else if .Values.production }}
 {{- fail "production: mode standalone has one copy of each message" }}
+{{- end }}
+{{- end }}
+
+{{/* No token and no password goes over a connection in plain text, unless the values say that it may. */}}
+{{- define "aquifer.validate.plaintext" -}}
+{{- $tls := .Values.tls }}
+{{- if not .Values.auth.allowPlaintext }}
+{{- $wayOut := "or set auth.allowPlaintext=true where something else encrypts it" }}
+{{- if and .Values.auth.enabled (not $tls.clients.enabled) }}
+{{- fail (printf "auth.enabled needs tls.clients.enabled: tokens would be readable on the network. Give it a Secret or tls.certManager, %s" $wayOut) }}
+{{- end }}
+{{- if and .Values.auth.enabled (not $tls.http.enabled) }}
+{{- fail (printf "auth.enabled needs tls.http.enabled: tokens of REST and of scrapers would be readable on the network. Give it a Secret or tls.certManager, %s" $wayOut) }}
+{{- end }}
+{{- if and .Values.auth.scrapeTokenSecret (not $tls.http.enabled) }}
+{{- fail (printf "auth.scrapeTokenSecret needs tls.http.enabled: Prometheus would send the token in plain text. Give it a Secret or tls.certManager, %s" $wayOut) }}
+{{- end }}
+{{- if and .Values.auth.enabled (eq .Values.mode "cluster") .Values.broker.external.enabled (not .Values.broker.external.tls.existingSecret) }}
+{{- fail (printf "auth.enabled with broker.external.enabled needs broker.external.tls.existingSecret: tokens would be readable on the network outside. Give it a Secret, %s" $wayOut) }}
+{{- end }}
+{{- range $user := list "tests" "backup" }}
+{{- if and (index $.Values $user).tokenSecret (not $tls.clients.enabled) }}
+{{- fail (printf "%s.tokenSecret needs tls.clients.enabled: the token would be readable on the network. Give tls.clients a Secret or tls.certManager, %s" $user $wayOut) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- with .Values.metadata }}
+{{- if and .auth.existingSecret (not .tls.existingSecret) (not .auth.allowPlaintext) }}
+{{- fail "metadata.auth.existingSecret needs metadata.tls.existingSecret: the password of etcd would be readable on the network. Give the Secret with ca.crt of etcd, or set metadata.auth.allowPlaintext=true where something else encrypts it" }}
+{{- end }}
 {{- end }}
 {{- end }}
