@@ -78,11 +78,14 @@ async fn measure(topics: &Arc<Topics>) {
             let shared = topics.shared();
             let (now, samples) = (shared.clock.monotonic(), topics.samples());
             let behind = behind_of(&samples);
+            let bundles = owned.len();
             let loads = {
                 let mut meter = shared.meter.lock();
                 meter.observe(now, samples, &owned);
                 meter.namespaces()
             };
+            let all: Load = loads.values().copied().sum();
+            shared.metrics.share.show(bundles, &all);
             show(shared, loads, &behind);
         });
         if let Err(error) = observed.await {
@@ -199,10 +202,12 @@ async fn lead(shared: &Arc<Context>, session: Arc<dyn Session>, peers: &Arc<dyn 
         }
     };
     tracing::info!("this broker balances load now");
+    shared.metrics.share.set_leads(true);
     tokio::select! {
         () = leadership.lost() => tracing::info!("this broker does not balance load any more"),
         () = rounds(shared, peers) => {}
     }
+    shared.metrics.share.set_leads(false);
     shared.metrics.balance_spread.record(0.0, &[]);
 }
 

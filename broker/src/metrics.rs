@@ -11,6 +11,7 @@ use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, UpDownCounter};
 
 use crate::quota::{Cost, Limit};
 use crate::traffic::namespaces::NamespaceFigures;
+use crate::traffic::share::ShareFigures;
 use crate::traffic::unloaded::Unloaded;
 
 /// The instruments.
@@ -49,6 +50,8 @@ pub(crate) struct BrokerMetrics {
     pub(crate) backlog_age: Gauge<u64>,
     /// Figures of namespaces.
     pub(crate) namespaces: NamespaceFigures,
+    /// What this broker has of the load.
+    pub(crate) share: ShareFigures,
     /// Backlogs of topics that are not loaded.
     pub(crate) unloaded: Unloaded,
     throttled_waits: Counter<u64>,
@@ -146,6 +149,7 @@ impl BrokerMetrics {
                 .u64_gauge("aquifer_broker_backlog_age_seconds_max")
                 .build(),
             namespaces: NamespaceFigures::new(meter),
+            share: ShareFigures::new(meter),
             unloaded: Unloaded::new(meter),
             throttled_waits: by_limit("aquifer_broker_throttled_waits_total"),
             throttled_messages: by_limit("aquifer_broker_throttled_messages_total"),

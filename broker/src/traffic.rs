@@ -8,6 +8,7 @@
 mod tests;
 
 pub(crate) mod namespaces;
+pub(crate) mod share;
 pub(crate) mod unloaded;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};

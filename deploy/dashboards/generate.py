@@ -94,7 +94,12 @@ BROKERS = [
     panel("Streams", "short", (f"sum by (instance, stream) (aquifer_grpc_streams_open{{{C}}})", "{{stream}} {{instance}}")),
     panel("Time of calls, p99", "s", (quantile(0.99, "aquifer_grpc_request_seconds", "method"), "{{method}}")),
     panel("Payload on streams", "Bps", (rate("aquifer_grpc_payload_bytes_total", "stream, direction"), "{{stream}} {{direction}}")),
+    panel("Calls", "cps", (rate("aquifer_grpc_request_seconds_count", "method"), "{{method}}")),
+    panel("Failed calls and streams", "cps", (rate("aquifer_grpc_request_errors_total", "method"), "{{method}}")),
     panel("Errors to clients", "cps", (rate("aquifer_grpc_errors_total", "code"), "{{code}}")),
+    panel("Load", "short", (f"aquifer_broker_load_units{{{C}}}", "{{instance}}"), about="A message a second is one, and so is a KiB, in either direction."),
+    panel("Bundles", "short", (f"aquifer_broker_bundles_owned{{{C}}}", "{{instance}}"),
+          (f"aquifer_broker_is_balancer{{{C}}}", "balances load: {{instance}}")),
     panel("Highest load by mean load", "short", (f"max(aquifer_broker_balance_spread_ratio{{{C}}})", "spread"), about="Without traffic it says little."),
     panel("Bundles moved and split", "short", (f"sum(increase(aquifer_broker_balance_moves_total{{{C}}}[$__rate_interval]))", "moved"),
           (f"sum(increase(aquifer_broker_balance_splits_total{{{C}}}[$__rate_interval]))", "split")),
@@ -170,6 +175,7 @@ REPAIR = [
 
 PROCESSES = [
     panel("Up", "short", (f'up{{{C}, job=~"bookie|broker|autorecovery|standalone"}}', "{{job}} {{instance}}")),
+    panel("Serves", "short", (f"aquifer_process_ready{{{C}}}", "{{job}} {{instance}}"), about="1 while /readyz says so."),
     panel("CPU", "short", (rate("aquifer_process_cpu_seconds_total", "job, instance"), "{{job}} {{instance}}"), about="Cores in use."),
     panel("Memory", "bytes", (f"aquifer_process_resident_bytes{{{C}}}", "{{job}} {{instance}}")),
     panel("Open files", "short", (f"aquifer_process_open_fds{{{C}}}", "{{job}} {{instance}}")),

@@ -172,6 +172,11 @@ impl Telemetry {
         self.inner.histograms.lock().extend(shapes.iter().copied());
     }
 
+    /// Shows in the metrics whether the process serves.
+    pub fn watch_ready(&self, is_ready: impl Fn() -> bool + Send + Sync + 'static) {
+        process::register_ready(&self.meter("aquifer_process"), is_ready);
+    }
+
     /// The registry behind [`Self::render_metrics`], for collectors that are not OpenTelemetry.
     #[must_use]
     pub fn registry(&self) -> &Registry {

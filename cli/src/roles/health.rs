@@ -88,9 +88,16 @@ impl Health {
             has_clients,
             guard,
         };
-        Health {
+        let health = Health {
             state: Arc::new(state),
-        }
+        };
+        // The telemetry is part of the state, and must not keep it.
+        let shown = Arc::downgrade(&health.state);
+        health.state.telemetry.watch_ready(move || {
+            let state = shown.upgrade();
+            state.is_some_and(|state| Health { state }.ready().is_ok())
+        });
+        health
     }
 
     /// Says what the start does now.
@@ -287,13 +294,20 @@ mod tests {
         assert_eq!(health.ready(), Err(format!("not serving: {starting}")));
         let rest = health.rest().map(|rest| rest.err());
         assert_eq!(rest, Some(Some(format!("not serving: {starting}"))));
+        let shows = |line: &str| {
+            let text = health.metrics(&HeaderMap::new()).unwrap();
+            assert!(text.contains(line), "{line}: {text}");
+        };
+        shows("aquifer_process_ready 0\n");
         health.set_serving();
+        shows("aquifer_process_ready 1\n");
         assert_eq!(health.healthy(), Ok("ok\n".to_owned()));
         assert_eq!(health.ready(), Ok("ok\n".to_owned()));
         health.set_stopping();
         assert_eq!(health.healthy(), Ok("ok\n".to_owned()));
         let stopping = "not serving: shutting down\n".to_owned();
         assert_eq!(health.ready(), Err(stopping));
+        shows("aquifer_process_ready 0\n");
         let without = Health::scraped_with(Telemetry::for_tests(), None);
         assert!(without.rest().is_none());
     }

@@ -43,7 +43,7 @@ pub(crate) async fn serve(
     span: Span,
 ) {
     let result = session(service, ctx, inbound, &out, &span).await;
-    if let Some(detail) = span.in_scope(|| service.last_words(result)) {
+    if let Some(detail) = span.in_scope(|| service.last_words("consume", result)) {
         let last = answer(Answer::Error(detail));
         stream::last_reply(&out, last, &service.config).await;
     }

@@ -1,8 +1,10 @@
 //! What this protocol counts. Labels are bounded: kinds of streams, methods and codes, never names.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use aquifer_proto::METHODS;
 use aquifer_protocol_api::error::ErrorKind;
 use aquifer_runtime::telemetry::zero;
 use opentelemetry::KeyValue;
@@ -25,6 +27,7 @@ pub(crate) struct Metrics {
     streams: UpDownCounter<i64>,
     flows: Arc<[Counts; 4]>,
     errors: Counter<u64>,
+    request_errors: Counter<u64>,
     request_seconds: Histogram<f64>,
 }
 
@@ -84,9 +87,33 @@ impl Drop for Open {
     }
 }
 
+/// Services that bookies have.
+const OF_BOOKIES: &str = "Bookie/";
+
+/// The calls and streams of clients, as the label `method` has them: `ListTopics` is `list_topics`.
+fn methods() -> BTreeSet<String> {
+    let of_clients = METHODS.iter().filter(|name| !name.starts_with(OF_BOOKIES));
+    let names = of_clients.filter_map(|name| name.split_once('/'));
+    names.map(|(_, method)| label_of(method)).collect()
+}
+
+fn label_of(method: &str) -> String {
+    let mut label = String::with_capacity(method.len() + 8);
+    for c in method.chars() {
+        if c.is_ascii_uppercase() && !label.is_empty() {
+            label.push('_');
+        }
+        label.push(c.to_ascii_lowercase());
+    }
+    label
+}
+
 impl Metrics {
     pub(crate) fn new(meter: &Meter) -> Metrics {
         let codes = ErrorKind::ALL.map(|kind| codes(kind).0.as_str_name());
+        let methods = methods();
+        let methods = methods.iter().map(String::as_str);
+        let request_errors = "aquifer_grpc_request_errors_total";
         let metrics = Metrics {
             meter: meter.clone(),
             connections: zero::open(meter, "aquifer_grpc_connections_open"),
@@ -96,6 +123,7 @@ impl Metrics {
                 .build(),
             flows: Arc::default(),
             errors: zero::counter_by(meter, "aquifer_grpc_errors_total", "code", codes),
+            request_errors: zero::counter_by(meter, request_errors, "method", methods),
             request_seconds: meter
                 .f64_histogram(REQUEST_SECONDS)
                 .with_boundaries(REQUEST_BOUNDARIES.to_vec())
@@ -163,13 +191,43 @@ impl Metrics {
         counts.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    pub(crate) fn error(&self, kind: ErrorKind) {
+    /// A call or a stream failed.
+    pub(crate) fn error(&self, method: &'static str, kind: ErrorKind) {
         let code = codes(kind).0.as_str_name();
         self.errors.add(1, &[KeyValue::new("code", code)]);
+        let by = [KeyValue::new("method", method)];
+        self.request_errors.add(1, &by);
     }
 
     pub(crate) fn request(&self, method: &'static str, seconds: f64) {
         let labels = [KeyValue::new("method", method)];
         self.request_seconds.record(seconds, &labels);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aquifer_runtime::telemetry::Telemetry;
+
+    use super::*;
+
+    #[test]
+    fn errors_are_counted_by_method_and_by_code_from_the_start() {
+        let telemetry = Telemetry::for_tests();
+        let metrics = Metrics::new(&telemetry.meter("aquifer_grpc"));
+        let shows = |method: &str, value: u64| {
+            let line =
+                format!("aquifer_grpc_request_errors_total{{method=\"{method}\"}} {value}\n");
+            let text = telemetry.render_metrics();
+            assert!(text.contains(&line), "{line}: {text}");
+        };
+        for method in ["handshake", "produce", "consume", "list_topics", "who_am_i"] {
+            shows(method, 0);
+        }
+        metrics.error("list_topics", ErrorKind::Overloaded);
+        shows("list_topics", 1);
+        shows("create_topic", 0);
+        // Bookies serve these.
+        assert!(!telemetry.render_metrics().contains("method=\"ordered\""));
     }
 }

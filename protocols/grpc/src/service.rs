@@ -131,12 +131,12 @@ impl Service {
         self.metrics.request(method, took.as_secs_f64());
         result
             .map(Response::new)
-            .map_err(|error| self.refuse(&error))
+            .map_err(|error| self.refuse(method, &error))
     }
 
-    /// The error of a unary call, as it is sent.
-    fn refuse(&self, error: &ApiError) -> Status {
-        self.metrics.error(error.kind);
+    /// The error of a call, as it is sent.
+    fn refuse(&self, method: &'static str, error: &ApiError) -> Status {
+        self.metrics.error(method, error.kind);
         status::status_at(error, &self.listener)
     }
 
@@ -158,17 +158,21 @@ impl Service {
         let slot = Arc::clone(&self.streams).try_acquire_owned();
         let slot = slot.map_err(|_| {
             let error = ApiError::new(ErrorKind::Overloaded, "this broker serves too many streams");
-            self.refuse(&error.advise("retry later, or close streams"))
+            self.refuse(kind, &error.advise("retry later, or close streams"))
         })?;
         Ok((slot, self.metrics.stream(kind), self.begin()))
     }
 
     /// How a stream ended, as its last message if there is to be one.
-    pub(crate) fn last_words(&self, result: Result<(), End>) -> Option<v1::ErrorDetail> {
+    pub(crate) fn last_words(
+        &self,
+        kind: &'static str,
+        result: Result<(), End>,
+    ) -> Option<v1::ErrorDetail> {
         match result {
             Ok(()) | Err(End::Done | End::Gone) => None,
             Err(End::Failed(error)) => {
-                self.metrics.error(error.kind);
+                self.metrics.error(kind, error.kind);
                 tracing::debug!(kind = ?error.kind, %error, "stream failed");
                 Some(status::detail_at(&error, &self.listener))
             }

@@ -8,6 +8,15 @@ use tokio::runtime::RuntimeMetrics;
 
 use crate::clock::{Clock, SystemClock};
 
+/// Registers whether the process serves, as it says whenever metrics are rendered.
+pub(super) fn register_ready(meter: &Meter, is_ready: impl Fn() -> bool + Send + Sync + 'static) {
+    meter
+        .u64_observable_gauge("aquifer_process_ready")
+        .with_description("1 while the process serves, as its /readyz says")
+        .with_callback(move |gauge| gauge.observe(u64::from(is_ready()), &[]))
+        .build();
+}
+
 /// Registers the gauges of the process; they live as long as the provider of the meter.
 pub(super) fn register(meter: &Meter) {
     meter
