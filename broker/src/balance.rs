@@ -87,6 +87,7 @@ async fn measure(topics: &Arc<Topics>) {
             let all: Load = loads.values().copied().sum();
             shared.metrics.share.show(bundles, &all);
             show(shared, loads, &behind);
+            show_furthest(&topics);
         });
         if let Err(error) = observed.await {
             tracing::error!(%error, "load cannot be measured");
@@ -123,6 +124,19 @@ fn show(
     let unloaded = metrics.unloaded.last();
     let figures = figures_of(loads, behind, unloaded.namespaces());
     metrics.namespaces.show(figures, now_ms);
+}
+
+/// Shows the subscriptions that are furthest behind, where that is asked for.
+fn show_furthest(topics: &Topics) {
+    let shared = topics.shared();
+    let (metrics, shown) = (&shared.metrics, shared.config.subscriptions_shown);
+    if shown > 0 {
+        let loaded = topics.furthest(shown);
+        let unloaded = metrics.unloaded.last();
+        let now_ms = shared.clock.wall_ms();
+        let figures = &metrics.subscriptions;
+        figures.show(loaded, unloaded.furthest(), now_ms);
+    }
 }
 
 /// What is known of each namespace that has loaded topics or a backlog.

@@ -9,6 +9,9 @@ use crate::bundle::BUNDLES_MAX;
 use crate::error::BrokerError;
 use crate::security::config::AuthConfig;
 
+/// Lines of the metrics that subscriptions may have: each is four labels.
+const SUBSCRIPTIONS_SHOWN_MAX: usize = 1_000;
+
 /// Settings of a broker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -31,6 +34,8 @@ pub struct BrokerConfig {
     pub topic_idle_ms: u64,
     /// How often trimming and idleness are looked at.
     pub housekeeping_ms: u64,
+    /// Subscriptions that have lines of their own in the metrics: those that are furthest behind.
+    pub subscriptions_shown: usize,
     /// A cursor log of this many bytes beyond its snapshot is rolled.
     pub cursor_log_bytes_max: u64,
     /// A snapshot of producers' states is taken after this many entries, so that replay stays
@@ -63,6 +68,7 @@ impl Default for BrokerConfig {
             topic_loads_max: 128,
             topic_idle_ms: 5 * 60 * 1000,
             housekeeping_ms: 30 * 1000,
+            subscriptions_shown: 0,
             cursor_log_bytes_max: 8 << 20,
             dedup_snapshot_entries: 20_000,
             dedup_snapshot_bytes: 256 << 20,
@@ -124,6 +130,12 @@ impl BrokerConfig {
             return Err(BrokerError::Config(format!(
                 "namespace_bundles is {}: give at most {BUNDLES_MAX}",
                 self.namespace_bundles
+            )));
+        }
+        if self.subscriptions_shown > SUBSCRIPTIONS_SHOWN_MAX {
+            return Err(BrokerError::Config(format!(
+                "subscriptions_shown is {}: give at most {SUBSCRIPTIONS_SHOWN_MAX}",
+                self.subscriptions_shown
             )));
         }
         if self.cluster.is_empty() {

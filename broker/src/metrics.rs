@@ -1,5 +1,6 @@
-//! Metrics of the broker. Labels are bounded: never a topic, subscription or producer name, and of
-//! namespaces only the largest (`traffic/namespaces.rs`).
+//! Metrics of the broker. Labels are bounded: of namespaces only the largest
+//! (`traffic/namespaces.rs`), and never the name of a topic, a subscription or a producer, except
+//! of some subscriptions where a setting says how many (`traffic/furthest.rs`).
 
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, UpDownCounter};
 
 use crate::quota::{Cost, Limit};
+use crate::traffic::furthest::SubscriptionFigures;
 use crate::traffic::namespaces::NamespaceFigures;
 use crate::traffic::share::ShareFigures;
 use crate::traffic::unloaded::Unloaded;
@@ -50,6 +52,8 @@ pub(crate) struct BrokerMetrics {
     pub(crate) backlog_age: Gauge<u64>,
     /// Figures of namespaces.
     pub(crate) namespaces: NamespaceFigures,
+    /// Subscriptions that are furthest behind.
+    pub(crate) subscriptions: SubscriptionFigures,
     /// What this broker has of the load.
     pub(crate) share: ShareFigures,
     /// Backlogs of topics that are not loaded.
@@ -149,6 +153,7 @@ impl BrokerMetrics {
                 .u64_gauge("aquifer_broker_backlog_age_seconds_max")
                 .build(),
             namespaces: NamespaceFigures::new(meter),
+            subscriptions: SubscriptionFigures::new(meter),
             share: ShareFigures::new(meter),
             unloaded: Unloaded::new(meter),
             throttled_waits: by_limit("aquifer_broker_throttled_waits_total"),

@@ -117,7 +117,7 @@ async fn walk(topics: &Arc<Topics>, planner: Option<&Planner>) -> Result<Found, 
     let mut walk = Walk {
         current: None,
         is_first: shared.ownership.is_first(),
-        unloaded: Found::default(),
+        unloaded: Found::keeping(shared.config.subscriptions_shown),
     };
     let mut after: Option<String> = None;
     loop {
@@ -193,10 +193,8 @@ async fn look(
         topics.resume_deletion(&topic);
         return Ok(None);
     }
-    // A partitioned topic stores nothing itself.
-    if record.ranges.is_empty() && shared.ownership.speaks_for(&bundle, walk.is_first) {
-        walk.unloaded
-            .add(topic.namespace(), at_rest::behind(&record));
+    if shared.ownership.speaks_for(&bundle, walk.is_first) {
+        note_backlog(&mut walk.unloaded, &topic, &record);
     }
     let store = shared.namespaces.store().as_ref();
     let policies = match namespace.has_topic_policies {
@@ -230,6 +228,21 @@ async fn look(
     };
     let expired = first_due_on_record(store, &topic, &record, expired, now_ms).await?;
     Ok(expired.map(|_| topic))
+}
+
+/// Counts how far behind the subscriptions of a topic are that is not loaded.
+fn note_backlog(unloaded: &mut Found, topic: &TopicName, record: &TopicRecord) {
+    // A partitioned topic stores nothing itself.
+    if !record.ranges.is_empty() {
+        return;
+    }
+    let behind = at_rest::behind(record);
+    if behind.is_some() {
+        for lag in at_rest::lags(record) {
+            unloaded.add_lag(topic, lag);
+        }
+    }
+    unloaded.add(topic.namespace(), behind);
 }
 
 /// A namespace whose topics follow. One that is being deleted has none to look at.

@@ -488,8 +488,7 @@ impl Topic {
             self.last_used = now;
         }
         self.publishing.forget_drawn(now);
-        // For the metrics, for which no topic is loaded.
-        self.cx.counters.set_backlog(self.behind());
+        self.note_backlog();
         self.maybe_snapshot();
         self.trim();
         if self.cx.rates.is_shared() {

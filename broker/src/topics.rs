@@ -34,6 +34,7 @@ use crate::topics::queue::LoadQueue;
 use crate::topics::removal::Removals;
 use crate::topics::rests::Rests;
 use crate::traffic::Sample;
+use crate::traffic::furthest::Furthest;
 
 /// How often it is looked whether topics are left.
 const EMPTY_TICK: Duration = Duration::from_millis(20);
@@ -431,6 +432,18 @@ impl Topics {
             Slot::Loading(..) | Slot::Deleting(_) => None,
         });
         samples.collect()
+    }
+
+    /// The subscriptions of loaded topics that are furthest behind.
+    pub(crate) fn furthest(&self, max: usize) -> Furthest {
+        let mut furthest = Furthest::of_at_most(max);
+        for (name, slot) in &*self.map.lock() {
+            let Slot::Loaded(handle) = slot else { continue };
+            for lag in handle.counters.lags() {
+                furthest.add(name, lag);
+            }
+        }
+        furthest
     }
 
     fn handles(&self) -> Vec<TopicHandle> {

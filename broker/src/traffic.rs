@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod tests;
 
+pub(crate) mod furthest;
 pub(crate) mod namespaces;
 pub(crate) mod share;
 pub(crate) mod unloaded;
@@ -24,6 +25,7 @@ use parking_lot::Mutex;
 use crate::bundle::Bundle;
 use crate::bundle::ownership::Owned;
 
+use self::furthest::Lag;
 pub(crate) use self::namespaces::Behind;
 
 /// What each topic counts at least where its bundle is cut in two, in units a second: topics
@@ -43,6 +45,8 @@ pub(crate) struct TopicCounters {
     closed: AtomicU64,
     /// Of its durable subscriptions together, and of the one that is furthest behind.
     backlog: Mutex<Behind>,
+    /// Those that are furthest behind, where the metrics show some.
+    lags: Mutex<Vec<Lag>>,
 }
 
 /// The counters of a moment.
@@ -86,6 +90,16 @@ impl TopicCounters {
     /// How far behind its subscriptions were when that was noted last.
     pub(crate) fn backlog(&self) -> Behind {
         *self.backlog.lock()
+    }
+
+    /// Notes which of its subscriptions are furthest behind.
+    pub(crate) fn set_lags(&self, lags: Vec<Lag>) {
+        *self.lags.lock() = lags;
+    }
+
+    /// Which of them were furthest behind when that was noted last.
+    pub(crate) fn lags(&self) -> Vec<Lag> {
+        self.lags.lock().clone()
     }
 
     pub(crate) fn session_opened(&self) {

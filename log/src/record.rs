@@ -449,7 +449,9 @@ impl TopicRecordCell {
                 Ok(added) => added,
                 Err(error) => return RecordChange::Refused(error),
             };
-            record.at_rest = (*self.at_rest.lock()).or(record.at_rest);
+            if let Some(at_rest) = self.at_rest.lock().clone() {
+                record.at_rest = Some(at_rest);
+            }
             let mut all = vec![self.put(&record, Expect::Revision(revision))];
             all.extend(operations.iter().cloned().chain(added));
             let transaction = self.guarded(right.guards, all);

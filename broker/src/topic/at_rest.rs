@@ -5,10 +5,14 @@
 //! the two logs, so that the note holds exactly as long as both end where they ended then. After a
 //! crash nothing is known until the topic was loaded again.
 
-use aquifer_proto::v1::{AtRest, SegmentRecord, TopicRecord};
+use aquifer_proto::v1::{AtRest, SegmentRecord, SubscriptionAtRest, TopicRecord};
 
 use crate::topic::Topic;
 use crate::traffic::Behind;
+use crate::traffic::furthest::Lag;
+
+/// Subscriptions that a note names: a record is short.
+const SUBSCRIPTIONS_MAX: usize = 4;
 
 /// How far behind the subscriptions of a topic are that is not loaded; `None`: its record does not
 /// say.
@@ -28,6 +32,16 @@ pub(crate) fn behind(record: &TopicRecord) -> Option<Behind> {
     })
 }
 
+/// Some subscriptions that are furthest behind, of a record whose note holds.
+pub(crate) fn lags(record: &TopicRecord) -> impl Iterator<Item = Lag> {
+    let noted = record.at_rest.iter().flat_map(|noted| &noted.furthest);
+    noted.map(|one| Lag {
+        subscription: one.name.clone(),
+        messages: one.messages,
+        oldest_ms: (one.oldest_ms > 0).then_some(one.oldest_ms),
+    })
+}
+
 /// Where a log ends; `None` while its last ledger is not sealed.
 fn end_of(segments: &[SegmentRecord], without: u64) -> Option<u64> {
     match segments.last() {
@@ -44,12 +58,19 @@ impl Topic {
             return;
         }
         let behind = self.behind();
+        let furthest = self.lags(SUBSCRIPTIONS_MAX).into_iter();
+        let furthest = furthest.map(|lag| SubscriptionAtRest {
+            name: lag.subscription,
+            messages: lag.messages,
+            oldest_ms: lag.oldest_ms.unwrap_or_default(),
+        });
         self.cell.note_at_rest(AtRest {
             end_index: self.cx.log.end().0,
             cursor_end_index: self.cursors.log().end().0,
             messages: behind.messages,
             messages_max: behind.messages_max,
             oldest_ms: behind.oldest_ms.unwrap_or_default(),
+            furthest: furthest.collect(),
         });
     }
 }
@@ -76,6 +97,7 @@ mod tests {
                 messages: 3,
                 messages_max: 2,
                 oldest_ms: 77,
+                furthest: Vec::new(),
             }),
             ..TopicRecord::default()
         }

@@ -21,6 +21,7 @@ mod serve;
 mod slot;
 mod subscriptions;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
@@ -164,6 +165,19 @@ impl Attachments {
             let backlog = slot.state.backlog(end);
             (all.saturating_add(backlog), max.max(backlog))
         })
+    }
+
+    /// The durable subscriptions that are furthest behind: the first message that each has not
+    /// acknowledged, and how many it has not.
+    pub(super) fn furthest(&self, end: Index, max: usize) -> Vec<(&str, Index, u64)> {
+        let behind = self.durable().map(|slot| {
+            let (mark, messages) = (slot.state.mark_delete(), slot.state.backlog(end));
+            (slot.state.name(), mark, messages)
+        });
+        let mut behind: Vec<_> = behind.filter(|(.., messages)| *messages > 0).collect();
+        behind.sort_unstable_by_key(|(.., messages)| Reverse(*messages));
+        behind.truncate(max);
+        behind
     }
 
     /// The durable subscriptions, for a snapshot.

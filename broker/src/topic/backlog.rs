@@ -17,6 +17,7 @@ use crate::quota::backlog::{Excess, Measure, Search};
 use crate::topic::Topic;
 use crate::topic::event::{Event, LocatePurpose, Reply};
 use crate::traffic::Behind;
+use crate::traffic::furthest::Lag;
 
 /// How often the size of a backlog is looked at while producers are connected.
 const SIZE_PERIOD: Duration = Duration::from_millis(500);
@@ -99,6 +100,27 @@ impl Topic {
             messages,
             messages_max,
             oldest_ms: self.cx.log.time_about(oldest).filter(|_| messages > 0),
+        }
+    }
+
+    /// The durable subscriptions that are furthest behind.
+    pub(super) fn lags(&self, max: usize) -> Vec<Lag> {
+        let furthest = self.attachments.furthest(self.cx.visible_end(), max);
+        let lag = |(name, mark, messages): (&str, Index, u64)| Lag {
+            subscription: name.to_owned(),
+            messages,
+            oldest_ms: self.cx.log.time_about(mark),
+        };
+        furthest.into_iter().map(lag).collect()
+    }
+
+    /// Notes that for the metrics, for which no topic is loaded.
+    pub(super) fn note_backlog(&self) {
+        let counters = &self.cx.counters;
+        counters.set_backlog(self.behind());
+        let shown = self.cx.shared.config.subscriptions_shown;
+        if shown > 0 {
+            counters.set_lags(self.lags(shown));
         }
     }
 

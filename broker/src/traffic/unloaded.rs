@@ -1,13 +1,15 @@
-//! How far behind subscriptions of topics are that are not loaded, as the last walk over the records
-//! of all topics found it (`sweep.rs`): a sum for each namespace, and nothing for each topic.
+//! How far behind subscriptions of topics are that are not loaded, as the last walk over the
+//! records of all topics found it (`sweep.rs`): a sum for each namespace, and nothing for each
+//! topic but for those that are furthest behind.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use aquifer_model::topic::NamespaceName;
+use aquifer_model::topic::{NamespaceName, TopicName};
 use opentelemetry::metrics::{Gauge, Meter};
 use parking_lot::Mutex;
 
+use crate::traffic::furthest::{Furthest, Lag};
 use crate::traffic::namespaces::Behind;
 
 /// What a walk has found.
@@ -17,9 +19,28 @@ pub(crate) struct Found {
     namespaces: BTreeMap<NamespaceName, Behind>,
     /// Topics of which nothing is known before they were loaded again.
     unknown: u64,
+    furthest: Furthest,
 }
 
 impl Found {
+    /// Nothing yet; of subscriptions it keeps this many.
+    pub(crate) fn keeping(subscriptions: usize) -> Found {
+        Found {
+            furthest: Furthest::of_at_most(subscriptions),
+            ..Found::default()
+        }
+    }
+
+    /// Takes a subscription.
+    pub(crate) fn add_lag(&mut self, topic: &TopicName, lag: Lag) {
+        self.furthest.add(topic, lag);
+    }
+
+    /// The subscriptions that are furthest behind.
+    pub(crate) fn furthest(&self) -> &Furthest {
+        &self.furthest
+    }
+
     /// Counts a topic; `None`: its record does not say how far behind its subscriptions are.
     pub(crate) fn add(&mut self, namespace: &NamespaceName, behind: Option<Behind>) {
         match behind {
@@ -75,7 +96,7 @@ impl Unloaded {
         Arc::clone(&self.found.lock())
     }
 
-    /// Shows it, with ages of now.
+    /// Shows it, with ages as they are by then.
     pub(crate) fn show(&self, now_ms: u64) {
         let found = self.last();
         let all = found.namespaces.values();

@@ -1,16 +1,17 @@
 //! How far behind subscriptions are whose topics are not loaded.
 
+use aquifer_broker::BrokerConfig;
 use aquifer_model::policy::{EffectivePolicies, Retention};
 
-use crate::support::{Harness, until};
+use crate::support::{Harness, config, until};
 
 const MESSAGES: &str = "aquifer_broker_unloaded_backlog_messages";
 const MESSAGES_MAX: &str = "aquifer_broker_unloaded_backlog_messages_max";
 const UNKNOWN: &str = "aquifer_broker_unloaded_backlog_unknown_topics";
 
 /// A broker that has no reason of its own to load a topic.
-async fn start() -> Harness {
-    let harness = Harness::start().await;
+async fn start_with(config: BrokerConfig) -> Harness {
+    let harness = Harness::start_with(config).await;
     let everything = Retention {
         time_ms: None,
         size_bytes: None,
@@ -36,7 +37,7 @@ async fn fill(harness: &Harness, topic: &str, acknowledged: Option<u64>) {
 
 #[tokio::test]
 async fn a_backlog_is_known_from_records_and_its_topic_is_not_loaded() {
-    let harness = start().await;
+    let harness = start_with(config()).await;
     fill(&harness, "orders", Some(0)).await;
     fill(&harness, "late", None).await;
     fill(&harness, "done", Some(2)).await;
@@ -71,7 +72,7 @@ async fn a_backlog_is_known_from_records_and_its_topic_is_not_loaded() {
 
 #[tokio::test]
 async fn after_a_crash_a_backlog_is_unknown_until_the_topic_was_loaded() {
-    let crashed = start().await;
+    let crashed = start_with(config()).await;
     fill(&crashed, "orders", Some(0)).await;
     let harness = crashed.rival().await;
     until("a topic of which nothing is known", || async {
@@ -86,4 +87,49 @@ async fn after_a_crash_a_backlog_is_unknown_until_the_topic_was_loaded() {
     })
     .await;
     assert_eq!(harness.metric(UNKNOWN), 0);
+}
+
+/// The backlog of the subscription of a topic, if that has a line of its own.
+fn line_of(harness: &Harness, topic: &str) -> Option<u64> {
+    let text = harness.metrics();
+    let (name, topic) = (
+        "aquifer_broker_subscription_backlog_messages{",
+        format!("topic=\"{topic}\""),
+    );
+    let mut lines = text.lines();
+    let found = lines.find(|line| line.starts_with(name) && line.contains(&topic))?;
+    found.rsplit(' ').next()?.parse().ok()
+}
+
+#[tokio::test]
+async fn subscriptions_furthest_behind_have_lines_where_that_is_asked_for() {
+    let mut config = config();
+    config.subscriptions_shown = 2;
+    config.balance.period_ms = 100;
+    config.balance.window_ms = 1_000;
+    let harness = start_with(config).await;
+    fill(&harness, "orders", Some(0)).await;
+    fill(&harness, "late", None).await;
+    fill(&harness, "least", Some(1)).await;
+    let shown =
+        |harness: &Harness| ["orders", "late", "least"].map(|topic| line_of(harness, topic));
+    let furthest = [Some(2), Some(3), None];
+    until("loaded topics to have lines", || async {
+        shown(&harness) == furthest
+    })
+    .await;
+    let harness = harness.restart().await;
+    until("topics that are not loaded to have them, too", || async {
+        shown(&harness) == furthest
+    })
+    .await;
+    assert_eq!(harness.metric("aquifer_broker_topics_loaded"), 0);
+    // The line of a topic that is loaded again is that of the topic, not of its record.
+    let mut consumer = harness.consumer("late", "s").await;
+    consumer.take(3).await;
+    consumer.acknowledge(&[], Some(2)).await;
+    until("the next one to have a line", || async {
+        shown(&harness) == [Some(2), None, Some(1)]
+    })
+    .await;
 }

@@ -124,9 +124,14 @@ impl Harness {
         }
     }
 
+    /// All metrics of the broker.
+    pub fn metrics(&self) -> String {
+        self.telemetry.render_metrics()
+    }
+
     /// A metric of the broker that has no labels.
     pub fn metric(&self, name: &str) -> u64 {
-        let text = self.telemetry.render_metrics();
+        let text = self.metrics();
         let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
         text.lines().find_map(value).unwrap()
     }
