@@ -26,6 +26,14 @@ const FREE_PERCENT_LOW: u64 = 10;
 const CLOCK_SKEW_MAX_S: u64 = 2;
 /// Messages of one subscription that are worth a word.
 const BACKLOG_LARGE: f64 = 1_000_000.0;
+/// Metrics of the subscription that has most, and whose that is.
+const BACKLOGS: [(&str, &str); 2] = [
+    ("aquifer_broker_backlog_messages_max", ""),
+    (
+        "aquifer_broker_unloaded_backlog_messages_max",
+        " of a topic that is not loaded",
+    ),
+];
 const DAY_S: u64 = 86_400;
 /// A certificate with less time than this must be renewed now, and soon.
 const EXPIRES_NOW_DAYS: u64 = 7;
@@ -188,13 +196,7 @@ pub(super) fn processes(probed: &[Probed]) -> Vec<Finding> {
                 left.as_secs(),
             ));
         }
-        for (_, backlog) in process.metric("aquifer_broker_backlog_messages_max") {
-            if backlog >= BACKLOG_LARGE {
-                let what = format!("a subscription at {url} is {backlog:.0} messages behind");
-                let advice = "find it with aquifer topic stats, and start consumers, or delete it";
-                findings.push(Finding::new(Level::Warning, what, advice));
-            }
-        }
+        findings.extend(BACKLOGS.iter().flat_map(|one| behind(process, one)));
     }
     if findings.is_empty() && !probed.is_empty() {
         let count = probed.len();
@@ -203,6 +205,21 @@ pub(super) fn processes(probed: &[Probed]) -> Vec<Finding> {
         )));
     }
     findings
+}
+
+/// Subscriptions that are far behind, by one of the metrics.
+fn behind(process: &Probed, (metric, whose): &(&str, &str)) -> Vec<Finding> {
+    let large = process
+        .metric(metric)
+        .filter(|(_, backlog)| *backlog >= BACKLOG_LARGE);
+    let finding = large.map(|(_, backlog)| {
+        let url = &process.url;
+        let what = format!("a subscription{whose} at {url} is {backlog:.0} messages behind");
+        let advice = "find it by the metrics that broker.subscriptions_shown asks for, or with \
+                      aquifer topic stats, and start consumers, or delete it";
+        Finding::new(Level::Warning, what, advice)
+    });
+    finding.collect()
 }
 
 /// Certificates that the configuration file names, and that are over soon.
@@ -301,7 +318,9 @@ mod tests {
 
     #[test]
     fn clocks_and_backlogs_of_processes_are_told_of() {
-        let text = "aquifer_broker_backlog_messages_max 2000000\n".to_owned();
+        let text = "aquifer_broker_backlog_messages_max 2000000\n\
+                    aquifer_broker_unloaded_backlog_messages_max 3000000\n"
+            .to_owned();
         let answers = vec![
             ("healthz", Ok((200, "ok\n".to_owned()))),
             ("readyz", Ok((503, "not serving: starting\n".to_owned()))),
@@ -314,11 +333,15 @@ mod tests {
         };
         let found = processes(&[process(Some(-10))]);
         let what: Vec<&str> = found.iter().map(|finding| finding.what.as_str()).collect();
-        assert_eq!(what.len(), 3, "{what:?}");
+        assert_eq!(what.len(), 4, "{what:?}");
         assert!(what[0].contains("readyz is 503: not serving"), "{what:?}");
         assert!(what[1].contains("-10 s ahead"), "{what:?}");
         assert!(what[2].contains("2000000 messages behind"), "{what:?}");
-        assert_eq!(processes(&[process(Some(1))]).len(), 2);
+        assert!(
+            what[3].contains("not loaded at http://b1 is 3000000"),
+            "{what:?}"
+        );
+        assert_eq!(processes(&[process(Some(1))]).len(), 3);
     }
 
     #[test]
