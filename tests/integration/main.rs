@@ -12,6 +12,7 @@ mod cut_off;
 mod damage;
 mod disk_space;
 mod follow;
+mod interop;
 mod issuers;
 mod limits;
 mod offload;

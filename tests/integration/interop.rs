@@ -1,0 +1,136 @@
+//! Clients that others make from what we publish: gRPC stubs that `grpcio-tools` generates from the
+//! .proto files, and `schemathesis` with the OpenAPI document of a running server. Both are
+//! installed into a Python of their own below the target directory.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Mutex;
+
+use anyhow::{Context, Result, ensure};
+use aquifer_harness::cluster::Cluster;
+
+use crate::security::support::Secured;
+
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/integration/interop");
+const PROTOS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../proto/proto");
+/// What the pinned packages and their installation need.
+const USABLE: &str = "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))";
+/// How long schemathesis makes up requests, each time.
+const SECONDS: &str = "20";
+const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,\
+                      response_schema_conformance";
+
+/// A Python with the packages of `requirements.txt`; `None`, with the reason printed, where Python
+/// is not installed or pip reaches no index of packages. Packages that do not fit are an error.
+fn python() -> Result<Option<PathBuf>> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().expect("no holder panics");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("interop-python");
+    let requirements = Path::new(FOLDER).join("requirements.txt");
+    let wanted = fs::read_to_string(&requirements)?;
+    let (python, installed) = (folder.join("bin/python"), folder.join("installed"));
+    if fs::read_to_string(&installed).is_ok_and(|found| found == wanted) {
+        return Ok(Some(python));
+    }
+    let usable = Command::new("python3").args(["-c", USABLE]).output();
+    if !usable.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: a Python from 3.10 on with ensurepip and venv is not installed");
+        return Ok(None);
+    }
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    let made = Command::new("python3")
+        .args(["-m", "venv"])
+        .arg(&folder)
+        .output()?;
+    ensure!(made.status.success(), "{}", said(&made));
+    let pip = Command::new(&python)
+        .args(["-m", "pip", "install", "--quiet"])
+        .args(["--disable-pip-version-check", "--requirement"])
+        .arg(&requirements)
+        .output()?;
+    let why = said(&pip);
+    if !pip.status.success() && why.contains("from versions: none") {
+        eprintln!("skipped: pip reaches no index of packages: {why}");
+        return Ok(None);
+    }
+    ensure!(pip.status.success(), "{why}");
+    fs::write(&installed, wanted)?;
+    Ok(Some(python))
+}
+
+/// Everything that a tool has printed.
+fn said(output: &Output) -> String {
+    let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+    format!("{out}{err}")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_of_grpcio_tools_administers_a_secured_cluster() -> Result<()> {
+    let Some(python) = python()? else {
+        return Ok(());
+    };
+    let folder = tempfile::tempdir()?;
+    let data_dir = folder.path().join("data");
+    let mut cluster = Cluster::start(&data_dir, &["--auth"])?;
+    let address = cluster.url().strip_prefix("https://");
+    let address = address.context("a cluster with tokens has TLS")?;
+    let output = Command::new(&python)
+        .arg(Path::new(FOLDER).join("administer.py"))
+        .arg(PROTOS)
+        .arg(folder.path().join("generated"))
+        .arg(address)
+        .arg(cluster.ca_file().context("it has an authority")?)
+        .arg(data_dir.join("admin.token"))
+        .output()?;
+    ensure!(output.status.success(), "{}", said(&output));
+    cluster.stop()?;
+    cluster.check_logs()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn schemathesis_finds_no_server_error_and_no_answer_beyond_the_document() -> Result<()> {
+    let Some(python) = python()? else {
+        return Ok(());
+    };
+    let mut secured = Secured::start().await?;
+    let _acme = secured.tenant("acme")?;
+    secured.as_admin(&["topic", "create", "acme/shop/orders"])?;
+    let other = secured.tenant("other")?;
+    let grant = ["grant", "add", "token:other/app", "developer"];
+    secured.as_admin(&[&grant[..], &["--tenant", "other"]].concat())?;
+    secured.succeeded(&other, &["produce", "other/shop/plans", "kept"])?;
+    let token = fs::read_to_string(secured.admin())?;
+    for config in ["known.toml", "any.toml"] {
+        let output = Command::new(&python)
+            .args(["-m", "schemathesis.cli", "--no-color", "--config-file"])
+            .arg(Path::new(FOLDER).join(config))
+            .args(["run", "--phases", "coverage,fuzzing", "--seed", "1"])
+            .args(["--max-examples", "5", "--max-time", SECONDS])
+            .args([
+                "--request-timeout",
+                "20",
+                "--no-shrink",
+                "--warnings",
+                "off",
+            ])
+            // What is not built says so with 501.
+            .args(["--exclude-operation-id", "GrowTopic"])
+            .args(["--checks", CHECKS])
+            .arg(format!(
+                "http://{}/api/v1/openapi.json",
+                secured.server.http()
+            ))
+            .env("AQUIFER_TOKEN", token.trim())
+            // It keeps examples that failed where it runs.
+            .current_dir(secured.path(""))
+            .output()?;
+        ensure!(output.status.success(), "{config}: {}", said(&output));
+    }
+    let kept = secured.succeeded(&other, &["read", "other/shop/plans"])?;
+    ensure!(kept == "kept\n", "{kept}");
+    secured.server.stop()?;
+    secured.server.check_logs()
+}
