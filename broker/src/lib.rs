@@ -16,6 +16,7 @@ mod backup;
 mod balance;
 mod broker;
 mod bundle;
+mod cluster_key;
 mod context;
 mod members;
 mod metrics;

@@ -9,19 +9,15 @@
 //! a MAC of what is sealed and of what it is bound to, so that the same page has the same text, and
 //! no two have one nonce.
 
-use aquifer_metadata::error::{MetadataError, MetadataResult};
-use aquifer_metadata::keys;
-use aquifer_metadata::record;
-use aquifer_metadata::store::{Expect, MetadataStore};
-use aquifer_proto::v1::ClusterKeyRecord;
+use aquifer_metadata::store::MetadataStore;
 use aquifer_protocol_api::admin::{Page, PageRequest};
 use aquifer_protocol_api::context::RequestContext;
-use aquifer_runtime::secret;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::hmac;
 
+use crate::cluster_key;
 use crate::error::BrokerError;
 
 /// The name of the secret.
@@ -51,27 +47,8 @@ impl Pages {
         store: &dyn MetadataStore,
         now_ms: u64,
     ) -> Result<Pages, BrokerError> {
-        let key = keys::cluster_key(KEY);
-        let mut found = secret_at(store, &key).await?;
-        if found.is_none() {
-            let drawn = secret::draw().map_err(|error| BrokerError::Internal(error.to_string()))?;
-            let value = record::encode(ClusterKeyRecord {
-                secret: drawn.to_vec().into(),
-                created_ms: now_ms,
-            });
-            let put = store.put(keys::CLUSTER_PARTITION, &key, value, Expect::Absent);
-            match put.await {
-                // Also where the outcome is not known, the stored one counts.
-                Ok(_) | Err(MetadataError::Conflict { .. } | MetadataError::UnknownOutcome(_)) => {}
-                Err(error) => return Err(error.into()),
-            }
-            found = secret_at(store, &key).await?;
-        }
-        let damaged = || MetadataError::Damaged {
-            key,
-            reason: format!("it is no secret of {SECRET_BYTES} bytes"),
-        };
-        Ok(found.as_deref().and_then(Pages::new).ok_or_else(damaged)?)
+        let secret = cluster_key::shared(store, KEY, now_ms).await?;
+        Pages::new(&secret).ok_or_else(|| BrokerError::Internal("no key to seal with".to_owned()))
     }
 
     fn new(secret: &[u8]) -> Option<Pages> {
@@ -97,12 +74,6 @@ impl Pages {
         }
         List { pages: self, bound }
     }
-}
-
-async fn secret_at(store: &dyn MetadataStore, key: &str) -> MetadataResult<Option<Vec<u8>>> {
-    let found = store.get(key).await?;
-    let record = found.map(|found| record::decode::<ClusterKeyRecord>(&found));
-    Ok(record.transpose()?.map(|record| record.secret.to_vec()))
 }
 
 impl List<'_> {

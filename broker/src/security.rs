@@ -36,10 +36,12 @@ use aquifer_protocol_api::context::{AuthMethod, Identity, Principal, RequestCont
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use aquifer_runtime::clock::{self, SharedClock};
 use aquifer_runtime::net::tls::ServerTls;
+use aquifer_runtime::signing::SigningKey;
 use aquifer_runtime::task::TaskGroup;
 use opentelemetry::metrics::Meter;
 
 pub use self::first::{FirstToken, create_first_token};
+use crate::cluster_key;
 use crate::error::BrokerError;
 use crate::metrics::KeyFetches;
 use crate::security::audit::{Audit, Record, Recorded};
@@ -86,9 +88,11 @@ impl Guard {
             return Ok(None);
         }
         let bounds = Bounds::of_tenants(config.tenant_records_max);
+        let seed = cluster_key::shared(&**store, audit::KEY, clock.wall_ms()).await?;
+        let key = SigningKey::from_seed(&seed);
         let guard = Arc::new(Guard {
             records: Records::load(Arc::clone(store), Arc::clone(clock), bounds).await?,
-            audit: Audit::new(broker, Arc::clone(clock)),
+            audit: Audit::new(broker, Arc::clone(clock), key),
             clock: Arc::clone(clock),
             super_users: config.super_users.iter().cloned().collect(),
             ended_kept_ms: config.ended_kept_ms,

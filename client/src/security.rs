@@ -109,6 +109,29 @@ pub struct AuditPage {
     pub missing: u64,
 }
 
+/// What the audit log is compared with.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AuditSeal {
+    /// The public key, Ed25519, of the key that checkpoints are signed with; empty where brokers
+    /// sign none.
+    pub public_key: Bytes,
+    /// The newest checkpoint of each chain that the topic has.
+    pub ends: Vec<AuditEnd>,
+}
+
+/// A checkpoint of the audit log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditEnd {
+    /// The chain.
+    pub chain: String,
+    /// The number of its line.
+    pub seq: u64,
+    /// The digest of the line.
+    pub hash: String,
+    /// When it was written, in ms since the Unix epoch.
+    pub time_ms: u64,
+}
+
 /// What a principal or a group may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
@@ -312,6 +335,7 @@ impl Security {
             before_index: before.map(|index| index.0),
             limit,
             wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
+            seal: false,
         };
         let deadline = Deadline::after(self.context.operation_timeout + wait);
         let call = |connection: Connection| {
@@ -324,6 +348,38 @@ impl Security {
             next: Index(page.next_index),
             at_end: page.at_end,
             missing: page.missing,
+        })
+    }
+
+    /// Reads what the audit log of the cluster is compared with. Lines that are read afterwards
+    /// have all of it.
+    ///
+    /// # Errors
+    /// As [`Security::read_audit`].
+    pub async fn audit_seal(&self) -> Result<AuditSeal> {
+        let request = v1::ReadAuditRequest {
+            from: Place::Latest.to_string(),
+            limit: 1,
+            seal: true,
+            ..v1::ReadAuditRequest::default()
+        };
+        let deadline = Deadline::after(self.context.operation_timeout);
+        let call = |connection: Connection| {
+            let request = request.clone();
+            async move { connection.security().read_audit(request).await }
+        };
+        let page = unary(&self.context, "reading the audit log", true, deadline, call).await?;
+        // A broker of an older version says nothing of it.
+        let seal = page.seal.unwrap_or_default();
+        let ends = seal.ends.into_iter().map(|end| AuditEnd {
+            chain: end.chain,
+            seq: end.seq,
+            hash: end.hash,
+            time_ms: end.time_ms,
+        });
+        Ok(AuditSeal {
+            public_key: seal.public_key,
+            ends: ends.collect(),
         })
     }
 

@@ -97,6 +97,8 @@ pub enum Key {
     /// `auth/forgotten/T`, with `~` for the cluster: when a tenant of this name was deleted, and
     /// which revoked tokens are gone.
     Forgotten(Option<String>),
+    /// `auth/ends`: the newest checkpoints of the audit log.
+    AuditEnds,
     /// `locations/N`: a place of objects.
     Location(u32),
     /// `oc/ATTEMPT`: an object that is being written.
@@ -439,6 +441,9 @@ pub fn forgotten(tenant: Option<&str>) -> String {
     }
 }
 
+/// Key of the newest checkpoints of the audit log.
+pub const AUDIT_ENDS: &str = "auth/ends";
+
 /// Stands for the cluster where a tenant stands otherwise. No tenant has the name.
 const OF_CLUSTER: &str = "~";
 
@@ -532,6 +537,7 @@ pub fn partition_of(key: &str) -> MetadataResult<Partition<'_>> {
         | Key::Revocation(_)
         | Key::ClusterKey(_)
         | Key::Forgotten(_)
+        | Key::AuditEnds
         | Key::Location(_)
         | Key::Backup(_) => Partition::Named(CLUSTER_PARTITION.into()),
     })
@@ -585,6 +591,7 @@ impl fmt::Display for Key {
             Key::Revocation(id) => revocation(id),
             Key::ClusterKey(name) => cluster_key(name),
             Key::Forgotten(tenant) => forgotten(tenant.as_deref()),
+            Key::AuditEnds => AUDIT_ENDS.to_owned(),
             Key::Location(number) => location(*number),
             Key::Upload(attempt) => upload(*attempt),
             Key::DyingObject(attempt) => dying_object(*attempt),
@@ -670,6 +677,7 @@ fn parse(text: &str) -> Option<Key> {
         ["auth", "keys", key] => Key::ClusterKey(name(key)?),
         ["auth", "forgotten", OF_CLUSTER] => Key::Forgotten(None),
         ["auth", "forgotten", tenant] => Key::Forgotten(Some(name(tenant)?)),
+        ["auth", "ends"] => Key::AuditEnds,
         _ => return None,
     })
 }

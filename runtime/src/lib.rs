@@ -17,5 +17,6 @@ pub mod net;
 pub mod open_files;
 pub mod rng;
 pub mod secret;
+pub mod signing;
 pub mod task;
 pub mod telemetry;

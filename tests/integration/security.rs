@@ -94,6 +94,7 @@ async fn the_audit_log_survives_restarts_and_is_checked() -> Result<()> {
         verified.contains(" lines of 2 chains: all in their places"),
         "{verified}"
     );
+    the_first_chain_is_proved(&secured)?;
     let tail = secured.as_admin(&["audit", "tail", "--lines", "1", "--tenant", "acme"])?;
     ensure!(
         tail.lines().count() == 1 && tail.contains("token:admin delete_topic topic"),
@@ -101,6 +102,32 @@ async fn the_audit_log_survives_restarts_and_is_checked() -> Result<()> {
     );
     secured.refused(Some(&acme), &["audit", "tail"])?;
     secured.server.check_logs()
+}
+
+/// The first process has ended cleanly, and so with a checkpoint.
+fn the_first_chain_is_proved(secured: &Secured) -> Result<()> {
+    let key = secured.as_admin(&["audit", "key"])?;
+    let key = key.trim();
+    ensure!(key.len() == 64, "{key}");
+    let verify = ["audit", "verify", "--output", "json"];
+    let found = secured.as_admin(&[&verify[..], &["--key", key]].concat())?;
+    let found: serde_json::Value = serde_json::from_str(&found)?;
+    ensure!(found["whole"] == true && found["key"] == key, "{found}");
+    let checkpoints = found["checkpoints"].as_array().context("a list")?;
+    ensure!(!checkpoints.is_empty(), "{found}");
+    ensure!(found["proved_lines"].as_u64() > Some(0), "{found}");
+
+    let other = "0".repeat(64);
+    let forged = [&verify[..], &["--key", &other]].concat();
+    let forged = secured.run(Some(&secured.admin()), &forged)?;
+    ensure!(forged.status.code() == Some(1), "{forged:?}");
+    let found: serde_json::Value = serde_json::from_slice(&forged.stdout)?;
+    let problem = found["problems"][0]["problem"].as_str().context("a text")?;
+    ensure!(problem.contains("without the signature"), "{found}");
+    let short = [&verify[..], &["--key", "00"]].concat();
+    let short = secured.run(Some(&secured.admin()), &short)?;
+    ensure!(short.status.code() == Some(2), "{short:?}");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

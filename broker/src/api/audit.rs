@@ -6,6 +6,7 @@
 //!   ascending sequence ids, and repeats a batch as it was (I8).
 //! - Nothing waits for the topic. While it cannot be written the lines wait in bounded memory, and
 //!   the log of the process has them.
+//! - A checkpoint is remembered in metadata once the topic has it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,8 +32,8 @@ use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::peers::{Lines, peer_url};
 use crate::security::Guard;
-use crate::security::audit::TOPIC;
 use crate::security::audit::cause::Create;
+use crate::security::audit::{TOPIC, ends};
 
 /// How long lines are kept.
 const RETENTION: Duration = Duration::from_secs(400 * 86_400);
@@ -71,6 +72,7 @@ pub(crate) async fn stop(broker: &Broker) {
         return;
     };
     guard.audit.mark("stop_broker");
+    guard.audit.checkpoint();
     let stored = clock::timeout(LAST_LINES_WAIT, guard.audit.waiting.emptied()).await;
     if stored.is_err() {
         tracing::warn!("the last lines of the audit log are in the log of this process only");
@@ -82,6 +84,7 @@ impl Broker {
         let mut next_id = 0;
         loop {
             let lines = guard.audit.waiting.first().await;
+            let end = ends::last_of(lines.iter().map(|line| &**line));
             let lines: Vec<Bytes> = lines
                 .iter()
                 .map(|line| Bytes::copy_from_slice(line.as_bytes()))
@@ -101,6 +104,11 @@ impl Broker {
                 pause = (pause * 2).min(PAUSE_MAX);
             }
             next_id += count as u64;
+            if let Some(end) = end
+                && let Err(error) = ends::remember(guard.records.store(), &end).await
+            {
+                tracing::warn!(%error, "a checkpoint of the audit log is not remembered");
+            }
             guard.audit.waiting.done(count);
             let left_out = guard.audit.waiting.take_left_out();
             if left_out > 0 {

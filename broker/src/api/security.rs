@@ -10,8 +10,9 @@ use aquifer_protocol_api::context::{Principal, RequestContext};
 use aquifer_protocol_api::error::ApiResult;
 use aquifer_protocol_api::scope::GrantScope;
 use aquifer_protocol_api::security::{
-    AddGrant, AuditPage, Authenticator, CheckAccess, Checked, CreateToken, GrantInfo, NewToken,
-    ReadAudit, RevocationInfo, Revoke, RoleInfo, RoleName, Security, Shown, TokenInfo, WhoAmI,
+    AddGrant, AuditPage, AuditSeal, Authenticator, CheckAccess, Checked, CreateToken, GrantInfo,
+    NewToken, ReadAudit, RevocationInfo, Revoke, RoleInfo, RoleName, Security, Shown, TokenInfo,
+    WhoAmI,
 };
 use async_trait::async_trait;
 use tracing::info_span;
@@ -20,6 +21,7 @@ use crate::api::serve;
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::security::Guard;
+use crate::security::audit::ends;
 
 /// Grants that a caller is shown of itself.
 const GRANTS_SHOWN_MAX: usize = 1_000;
@@ -172,6 +174,16 @@ impl Security for Broker {
                 self.read_audit_lines(ctx, request).await
             }
         )
+    }
+
+    async fn audit_seal(&self, ctx: &RequestContext) -> ApiResult<AuditSeal> {
+        let cluster = Resource::Cluster;
+        serve!(self, ctx, "read_audit", Action::Audit, cluster, async {
+            let guard = self.guard()?;
+            let ends = ends::all(guard.records.store()).await?;
+            let public_key = guard.audit.public_key();
+            Ok::<_, BrokerError>(AuditSeal { public_key, ends })
+        })
     }
 
     async fn revoke_token(&self, ctx: &RequestContext, id: String) -> ApiResult<()> {

@@ -6,12 +6,18 @@
 //! lines with the same request id: what is intended, before anything is done, and how it came out.
 //! Refusals, and what consumers do all the time, are written at once the first time, and as counts
 //! after that, so that a flood of them fills no disk.
+//!
+//! A checkpoint is a line that is signed with a key of the cluster: who has the lines and not the
+//! key makes no other chain that holds. It comes behind a number of lines, after some time, and at
+//! the end of a clean stop.
 
 pub(crate) mod cause;
+pub(crate) mod ends;
 mod refusals;
 pub(crate) mod waiting;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use aquifer_model::id::BrokerId;
 use aquifer_protocol_api::access::{Access, Action, Resource};
@@ -19,6 +25,7 @@ use aquifer_protocol_api::context::{Principal, RequestContext, RequestId};
 use aquifer_protocol_api::error::{ErrorKind, Outcome};
 use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::secret::sha256_hex;
+use aquifer_runtime::signing::{SigningKey, to_hex};
 use parking_lot::Mutex;
 use serde::Serialize;
 
@@ -27,6 +34,15 @@ use crate::security::audit::waiting::Waiting;
 
 /// The topic that has the lines of all brokers of a cluster.
 pub(crate) const TOPIC: &str = "aquifer/system/audit";
+
+/// The name of the secret of the cluster that checkpoints are signed with.
+pub(crate) const KEY: &str = "audit";
+/// The request that a checkpoint names.
+pub(crate) const CHECKPOINT: &str = "checkpoint";
+/// A checkpoint comes behind this many lines at the latest.
+const SIGNED_LINES: u64 = 1_000;
+/// And this time behind a line.
+const SIGNED_WITHIN: Duration = Duration::from_secs(60);
 
 /// What stands for the digest of the line before the first one.
 const FIRST_PREV: &str = "0000000000000000000000000000000000000000000000000000000000000000";
@@ -235,6 +251,7 @@ impl Record {
 /// The chain of lines of this process.
 pub(crate) struct Audit {
     clock: SharedClock,
+    key: SigningKey,
     chain: Mutex<Chain>,
     /// What the topic does not have yet.
     pub(crate) waiting: Waiting,
@@ -247,39 +264,73 @@ struct Chain {
     id: String,
     seq: u64,
     prev: String,
+    /// Lines since the last checkpoint, and when the first of them was written.
+    unsigned: u64,
+    unsigned_since: Duration,
 }
 
 impl Audit {
-    pub(crate) fn new(broker: BrokerId, clock: SharedClock) -> Audit {
+    pub(crate) fn new(broker: BrokerId, clock: SharedClock, key: SigningKey) -> Audit {
         Audit {
             refusals: Mutex::new(Refusals::new(clock.monotonic())),
             frequent: Mutex::new(Refusals::new(clock.monotonic())),
             clock,
+            key,
             waiting: Waiting::default(),
             chain: Mutex::new(Chain {
                 id: broker.to_string(),
                 seq: 0,
                 prev: FIRST_PREV.to_owned(),
+                unsigned: 0,
+                unsigned_since: Duration::ZERO,
             }),
         }
+    }
+
+    /// By which others know the signatures of checkpoints.
+    pub(crate) fn public_key(&self) -> Vec<u8> {
+        self.key.public().to_vec()
     }
 
     /// Writes a line.
     pub(crate) fn write(&self, record: Record) {
         let mut chain = self.chain.lock();
-        let (line, hash) = line(record, &chain, self.clock.wall_ms());
+        if chain.unsigned == 0 {
+            chain.unsigned_since = self.clock.monotonic();
+        }
+        chain.unsigned += 1;
+        self.append(&mut chain, record, None);
+        if chain.unsigned >= SIGNED_LINES {
+            self.sign(&mut chain);
+        }
+    }
+
+    /// Writes a checkpoint, if there are lines that no other follows.
+    pub(crate) fn checkpoint(&self) {
+        let mut chain = self.chain.lock();
+        if chain.unsigned > 0 {
+            self.sign(&mut chain);
+        }
+    }
+
+    fn sign(&self, chain: &mut Chain) {
+        chain.unsigned = 0;
+        let record = of_process(CHECKPOINT);
+        self.append(chain, record, Some(&self.key));
+    }
+
+    /// Within the lock of the chain, so that lines come in their order.
+    fn append(&self, chain: &mut Chain, record: Record, key: Option<&SigningKey>) {
+        let (line, hash) = line(record, chain, self.clock.wall_ms(), key);
         chain.seq += 1;
         chain.prev = hash;
-        // Within the lock, so that lines come in their order.
         tracing::info!(target: "audit", "{line}");
         self.waiting.push(&line);
     }
 
     /// Writes that the broker has started or is about to stop.
     pub(crate) fn mark(&self, request: &str) {
-        let record = Record::about(&Principal::Anonymous, "process", request);
-        let record = record.on(Action::Operate, &Resource::Cluster);
-        self.write(record.allowed(None).ended(None));
+        self.write(of_process(request));
     }
 
     /// Writes what is about to be done.
@@ -302,9 +353,17 @@ impl Audit {
         self.frequent.lock().is_written(kind(record), now)
     }
 
-    /// Writes what was counted, when it is time.
+    /// Writes what was counted, and a checkpoint, when it is time.
     pub(crate) fn flush(&self) {
         let now = self.clock.monotonic();
+        self.flush_counts(now);
+        let since = self.chain.lock().unsigned_since;
+        if now.saturating_sub(since) >= SIGNED_WITHIN {
+            self.checkpoint();
+        }
+    }
+
+    fn flush_counts(&self, now: Duration) {
         let refused = self.refusals.lock().due(now);
         for (kind, count) in refused {
             self.write(Record {
@@ -325,6 +384,13 @@ impl Audit {
     }
 }
 
+/// About this process itself.
+fn of_process(request: &str) -> Record {
+    let record = Record::about(&Principal::Anonymous, "process", request);
+    let record = record.on(Action::Operate, &Resource::Cluster);
+    record.allowed(None).ended(None)
+}
+
 /// What makes lines the same.
 fn kind(record: &Record) -> Refusal {
     Refusal {
@@ -339,8 +405,9 @@ fn kind(record: &Record) -> Refusal {
     }
 }
 
-/// The line of a record, and its digest, which is that of the line without it.
-fn line(record: Record, chain: &Chain, time_ms: u64) -> (String, String) {
+/// The line of a record, and its digest, which is that of the line without it. A signature is that
+/// of the line without both.
+fn line(record: Record, chain: &Chain, time_ms: u64, key: Option<&SigningKey>) -> (String, String) {
     let record = Record {
         chain: chain.id.clone(),
         seq: chain.seq,
@@ -350,11 +417,20 @@ fn line(record: Record, chain: &Chain, time_ms: u64) -> (String, String) {
     };
     // A record of texts and numbers can always be written.
     let mut text = serde_json::to_string(&record).unwrap_or_default();
-    let hash = sha256_hex(text.as_bytes());
-    if text.pop().is_some() {
-        text.push_str(&format!(",\"hash\":\"{hash}\"}}"));
+    if let Some(key) = key {
+        let signature = to_hex(&key.sign(text.as_bytes()));
+        add_field(&mut text, "signature", &signature);
     }
+    let hash = sha256_hex(text.as_bytes());
+    add_field(&mut text, "hash", &hash);
     (text, hash)
+}
+
+/// Puts a field behind the others of an object.
+fn add_field(object: &mut String, name: &str, value: &str) {
+    if object.pop().is_some() {
+        object.push_str(&format!(",\"{name}\":\"{value}\"}}"));
+    }
 }
 
 /// The network of an address: who has one address of it has others.
@@ -377,7 +453,44 @@ fn shortened(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use aquifer_runtime::clock::SystemClock;
+    use aquifer_runtime::signing::{from_hex, is_signed};
+
     use super::*;
+
+    /// One behind many lines, one at the end, and no second one behind a checkpoint.
+    #[test]
+    fn checkpoints_follow_lines_and_are_signed() {
+        let key = SigningKey::from_seed(&[1; 32]);
+        let audit = Audit::new(BrokerId([7; 16]), SystemClock::shared(), key);
+        audit.checkpoint();
+        for _ in 0..=SIGNED_LINES {
+            audit.mark("start_broker");
+        }
+        audit.checkpoint();
+        audit.checkpoint();
+        let mut lines = Vec::new();
+        loop {
+            let some = audit.waiting.lines();
+            if some.is_empty() {
+                break;
+            }
+            audit.waiting.done(some.len());
+            lines.extend(some);
+        }
+        let signed = lines.iter().filter(|line| line.contains("\"signature\""));
+        let mut numbers = Vec::new();
+        for line in signed {
+            let parsed: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert_eq!(parsed["request"], CHECKPOINT);
+            let signature = from_hex(parsed["signature"].as_str().unwrap()).unwrap();
+            let (text, _) = line.split_once(",\"signature\"").unwrap();
+            let text = format!("{text}}}");
+            assert!(is_signed(&audit.public_key(), text.as_bytes(), &signature));
+            numbers.push(parsed["seq"].as_u64().unwrap());
+        }
+        assert_eq!(numbers, [SIGNED_LINES, SIGNED_LINES + 2]);
+    }
 
     #[test]
     fn lines_are_a_chain_and_one_line_each() {
@@ -387,10 +500,12 @@ mod tests {
             id: "b1".to_owned(),
             seq: 0,
             prev: FIRST_PREV.to_owned(),
+            unsigned: 0,
+            unsigned_since: Duration::ZERO,
         };
-        let (first, hash) = line(record.clone(), &chain, 7);
+        let (first, hash) = line(record.clone(), &chain, 7, None);
         (chain.seq, chain.prev) = (1, hash.clone());
-        let (second, _) = line(record, &chain, 8);
+        let (second, _) = line(record, &chain, 8, None);
         for text in [&first, &second] {
             assert!(!text.contains(['\n', '\r', '\u{1b}']), "{text}");
             assert!(text.len() < 2_000, "{}", text.len());

@@ -383,7 +383,7 @@ impl State {
                     }
                 }
             }
-            Ok(Key::Forgotten(_) | Key::ClusterKey(_)) => {}
+            Ok(Key::Forgotten(_) | Key::ClusterKey(_) | Key::AuditEnds) => {}
             _ => tracing::debug!(key = stored.key, "neither a token nor a grant"),
         }
     }

@@ -29,7 +29,13 @@ pub enum AuditCommand {
         /// Where to begin: a time, or an index.
         #[arg(long, value_name = "PLACE", default_value = "earliest")]
         from: Place,
+        /// The key that checkpoints must be signed with, as `audit key` printed it [default: the
+        /// one that the cluster names now].
+        #[arg(long, value_name = "HEX")]
+        key: Option<String>,
     },
+    /// Print the public key that checkpoints are signed with.
+    Key,
 }
 
 /// Conditions on lines of the audit log.

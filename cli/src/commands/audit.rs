@@ -7,16 +7,19 @@ use std::time::Duration;
 use aquifer_client::security::Security;
 use aquifer_model::id::Index;
 use aquifer_model::place::{Place, rfc3339_ms};
+use aquifer_runtime::signing::{from_hex, to_hex};
 use serde_json::{Map, Value, json};
 
 use crate::args::{AuditCommand, AuditSearch};
-use crate::commands::audit::chains::Chains;
+use crate::commands::audit::chains::{Chains, Found};
 use crate::connect::Connect;
 use crate::exit::{CliError, Exit};
 use crate::output::Output;
 
 /// Lines asked for at once.
 const PAGE_LINES: u32 = 1_000;
+/// Bytes of a public key.
+const KEY_BYTES: usize = 32;
 /// How long one request waits for a line.
 const WAIT: Duration = Duration::from_secs(20);
 
@@ -35,7 +38,11 @@ pub async fn run(command: AuditCommand, connect: &Connect, out: &Output) -> Resu
             tenant,
         } => tail(&security, tenant.as_deref(), lines, follow, out).await,
         AuditCommand::Search { wanted } => search(&security, &wanted, out).await,
-        AuditCommand::Verify { from } => verify(&security, from, out).await,
+        AuditCommand::Verify { from, key } => {
+            let key = key.as_deref().map(public_key).transpose()?;
+            verify(&security, from, key, out).await
+        }
+        AuditCommand::Key => show_key(&security, out).await,
     }
 }
 
@@ -157,8 +164,35 @@ fn matches(wanted: &AuditSearch, line: &Map<String, Value>) -> bool {
         && about.is_none_or(|part| text(line, "resource").contains(part))
 }
 
-async fn verify(security: &Security, from: Place, out: &Output) -> Result<(), CliError> {
-    let mut chains = Chains::default();
+/// A public key from its hexadecimal digits.
+fn public_key(text: &str) -> Result<Vec<u8>, CliError> {
+    let key = from_hex(text).filter(|key| key.len() == KEY_BYTES);
+    key.ok_or_else(|| CliError::usage("--key takes 64 hexadecimal digits, as `audit key` prints"))
+}
+
+async fn show_key(security: &Security, out: &Output) -> Result<(), CliError> {
+    let key = security.audit_seal().await?.public_key;
+    if key.is_empty() {
+        return Err(CliError::failed("this broker signs no checkpoints"));
+    }
+    let key = to_hex(&key);
+    match out.is_json() {
+        true => out.object(&json!({ "key": key })),
+        false => out.line(key),
+    }
+}
+
+async fn verify(
+    security: &Security,
+    from: Place,
+    key: Option<Vec<u8>>,
+    out: &Output,
+) -> Result<(), CliError> {
+    // Before the lines, so that these have what it names.
+    let seal = security.audit_seal().await?;
+    let key = key.unwrap_or_else(|| seal.public_key.to_vec());
+    let named = to_hex(&key);
+    let mut chains = Chains::new(key, seal.ends);
     let missing = each(security, None, from, out, |line| {
         chains.take(line);
         Ok(true)
@@ -167,19 +201,7 @@ async fn verify(security: &Security, from: Place, out: &Output) -> Result<(), Cl
     let found = chains.end();
     let is_whole = found.problems.is_empty() && missing == 0;
     if out.is_json() {
-        out.object(&json!({
-            "whole": is_whole,
-            "lines": found.lines,
-            "chains": found.chains,
-            "unreadable": missing,
-            "begin_later": found.begin_later,
-            "problems": found.problems.iter().map(|problem| json!({
-                "chain": problem.chain,
-                "seq": problem.seq,
-                "problem": problem.what,
-            })).collect::<Vec<_>>(),
-            "more_problems": found.more_problems,
-        }))?;
+        out.object(&as_object(&found, missing, is_whole, &named))?;
     } else {
         for problem in &found.problems {
             let place = format!("chain {} line {}", problem.chain, problem.seq);
@@ -194,6 +216,7 @@ async fn verify(security: &Security, from: Place, out: &Output) -> Result<(), Cl
             false => "NOT whole",
         };
         out.line(format!("{lines} lines of {chains} chains: {whole}"))?;
+        out.line(proof(&found, &named))?;
         if found.begin_later > 0 {
             let text = format!(
                 "{} chains begin later than their first line: what was before it is trimmed, lies \
@@ -208,6 +231,46 @@ async fn verify(security: &Security, from: Place, out: &Output) -> Result<(), Cl
         true => Ok(()),
         false => Err(CliError::silent(Exit::Failed)),
     }
+}
+
+/// What was found, as an object.
+fn as_object(found: &Found, missing: u64, is_whole: bool, key: &str) -> Value {
+    let checkpoints = found.checkpoints.iter().map(
+        |proved| json!({ "chain": proved.chain, "seq": proved.seq, "time_ms": proved.time_ms }),
+    );
+    let problems = found.problems.iter().map(
+        |problem| json!({ "chain": problem.chain, "seq": problem.seq, "problem": problem.what }),
+    );
+    json!({
+        "whole": is_whole,
+        "lines": found.lines,
+        "chains": found.chains,
+        "unreadable": missing,
+        "begin_later": found.begin_later,
+        "key": key,
+        "proved_lines": found.proved_lines,
+        "unproved_lines": found.unproved_lines,
+        "checkpoints": checkpoints.collect::<Vec<_>>(),
+        "problems": problems.collect::<Vec<_>>(),
+        "more_problems": found.more_problems,
+    })
+}
+
+/// Up to where the lines are proved.
+fn proof(found: &Found, key: &str) -> String {
+    let newest = found.checkpoints.iter().max_by_key(|proved| proved.time_ms);
+    let Some(newest) = newest else {
+        return "no line is proved: there is no checkpoint".to_owned();
+    };
+    format!(
+        "{} lines are proved by key {key}, up to the checkpoint of {} (chain {} line {}); {} lines \
+         behind the last checkpoints are not",
+        found.proved_lines,
+        rfc3339_ms(newest.time_ms),
+        newest.chain,
+        newest.seq,
+        found.unproved_lines,
+    )
 }
 
 fn note_missing(missing: u64, out: &Output) {

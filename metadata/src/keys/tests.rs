@@ -69,6 +69,7 @@ fn any_key() -> impl Strategy<Value = Key> {
         any_name().prop_map(Key::Revocation),
         any_name().prop_map(Key::ClusterKey),
         prop::option::of("[a-z.]{1,9}").prop_map(Key::Forgotten),
+        Just(Key::AuditEnds),
         any::<u32>().prop_map(Key::Location),
         id.prop_map(|id| Key::Upload(AttemptId(id))),
         id.prop_map(|id| Key::DyingObject(AttemptId(id))),

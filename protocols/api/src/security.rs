@@ -260,6 +260,28 @@ pub struct AuditPage {
     pub missing: u64,
 }
 
+/// What the audit log is compared with.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AuditSeal {
+    /// The public key, Ed25519, of the key that checkpoints are signed with.
+    pub public_key: Vec<u8>,
+    /// The newest checkpoint of each chain that the topic has.
+    pub ends: Vec<AuditEnd>,
+}
+
+/// A checkpoint of the audit log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditEnd {
+    /// The chain.
+    pub chain: String,
+    /// The number of its line.
+    pub seq: u64,
+    /// The digest of the line.
+    pub hash: String,
+    /// When it was written, in ms since the Unix epoch.
+    pub time_ms: u64,
+}
+
 /// Keeps tokens and grants.
 #[async_trait]
 pub trait Security: Send + Sync + 'static {
@@ -290,6 +312,9 @@ pub trait Security: Send + Sync + 'static {
 
     /// Reads the audit log: that of a tenant, or of the cluster.
     async fn read_audit(&self, ctx: &RequestContext, request: ReadAudit) -> ApiResult<AuditPage>;
+
+    /// Says what the audit log is compared with. Lines that are read afterwards have all of it.
+    async fn audit_seal(&self, ctx: &RequestContext) -> ApiResult<AuditSeal>;
 
     /// Ends a token and all sessions that it has opened.
     async fn revoke_token(&self, ctx: &RequestContext, id: String) -> ApiResult<()>;

@@ -11,7 +11,7 @@ use aquifer_protocol_api::context::Principal;
 use aquifer_protocol_api::error::ApiResult;
 use aquifer_protocol_api::scope::{GrantScope, Pattern};
 use aquifer_protocol_api::security::{
-    AddGrant, CheckAccess, CreateToken, Given, GrantInfo, NewToken, ReadAudit, Refuses,
+    AddGrant, AuditSeal, CheckAccess, CreateToken, Given, GrantInfo, NewToken, ReadAudit, Refuses,
     RevocationInfo, Revoke, RoleInfo, RoleName, TokenInfo, WhoAmI,
 };
 use tonic::{Request, async_trait};
@@ -135,6 +135,11 @@ impl v1::security_server::Security for Service {
                 },
                 wait: Duration::from_millis(r.wait_ms.into()),
             };
+            // Before the lines, so that these have what it names.
+            let seal = match r.seal {
+                true => Some(wire_seal(broker.audit_seal(&ctx).await?)),
+                false => None,
+            };
             let page = tokio::select! {
                 // A read that waits changes nothing: its client asks the next broker.
                 () = shutdown.wait() => return Err(stream::stopping()),
@@ -145,6 +150,7 @@ impl v1::security_server::Security for Service {
                 next_index: page.next.0,
                 at_end: page.at_end,
                 missing: page.missing,
+                seal,
             })
         })
         .await
@@ -438,6 +444,19 @@ fn wire_grant(grant: GrantInfo) -> v1::Grant {
         created_ms: grant.created_ms,
         created_by: grant.created_by,
         expires_ms: grant.expires_ms,
+    }
+}
+
+fn wire_seal(seal: AuditSeal) -> v1::AuditSeal {
+    let ends = seal.ends.into_iter().map(|end| v1::AuditEnd {
+        chain: end.chain,
+        seq: end.seq,
+        hash: end.hash,
+        time_ms: end.time_ms,
+    });
+    v1::AuditSeal {
+        public_key: seal.public_key.into(),
+        ends: ends.collect(),
     }
 }
 

@@ -11,8 +11,9 @@ use crate::context::{AuthMethod, Identity, Principal, RequestContext};
 use crate::error::{ApiError, ApiResult, ErrorKind};
 use crate::scope::GrantScope;
 use crate::security::{
-    AddGrant, AuditPage, Authenticator, CheckAccess, Checked, CreateToken, GrantInfo, NewToken,
-    ReadAudit, RevocationInfo, Revoke, RoleInfo, RoleName, Security, Shown, TokenInfo, WhoAmI,
+    AddGrant, AuditPage, AuditSeal, Authenticator, CheckAccess, Checked, CreateToken, GrantInfo,
+    NewToken, ReadAudit, RevocationInfo, Revoke, RoleInfo, RoleName, Security, Shown, TokenInfo,
+    WhoAmI,
 };
 
 impl Authenticator for FakeBroker {
@@ -81,6 +82,10 @@ impl Security for FakeBroker {
     }
 
     async fn read_audit(&self, _ctx: &RequestContext, _request: ReadAudit) -> ApiResult<AuditPage> {
+        self.not_faked()
+    }
+
+    async fn audit_seal(&self, _ctx: &RequestContext) -> ApiResult<AuditSeal> {
         self.not_faked()
     }
 
