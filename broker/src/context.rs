@@ -200,6 +200,14 @@ impl Context {
         checked
     }
 
+    /// Gives a tenant a weight: its shares of this broker, and of bookies.
+    pub(crate) fn weigh(&self, tenant: &str, weight: u32) {
+        let tenant = TenantKey::of(tenant);
+        self.publish_budget.weigh(tenant, weight);
+        self.read_budget.weigh(tenant, weight);
+        self.log.ledgers.transport.weigh(tenant, weight);
+    }
+
     /// The way to other brokers.
     pub(crate) fn peers(&self) -> Result<&Arc<dyn Peers>, BrokerError> {
         let none = || BrokerError::Internal("another broker of a standalone server".to_owned());

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_model::id::BookieId;
+use aquifer_model::id::{BookieId, TenantKey};
 use aquifer_model::limits::FRAME_BYTES_MAX;
 use aquifer_model::storage::{
     BookieError, BookieResult, OrderedRequest, Presence, PresenceRange, ReadBatch, ReadRange,
@@ -37,6 +37,8 @@ use link::Link;
 
 const WINDOW_BYTES: u32 = 4 << 20;
 const KEEPALIVE: Duration = Duration::from_secs(10);
+/// Tenants whose weights are known; those of further ones are as bookies have them.
+const WEIGHTS_MAX: usize = 65_536;
 
 /// The settings of the transport.
 #[derive(Debug, Clone)]
@@ -75,6 +77,8 @@ pub struct GrpcTransport {
     client_id: Bytes,
     tasks: TaskGroup,
     links: Mutex<HashMap<BookieId, Arc<Link>>>,
+    /// What tenants weigh, for links that come later. Locked after `links`, where both are.
+    weights: Mutex<HashMap<TenantKey, u32>>,
 }
 
 impl GrpcTransport {
@@ -86,6 +90,7 @@ impl GrpcTransport {
             client_id: Bytes::copy_from_slice(&rng.id16()),
             tasks,
             links: Mutex::default(),
+            weights: Mutex::default(),
         }
     }
 
@@ -124,6 +129,9 @@ impl GrpcTransport {
             Some(link) => link.set_channel(channel),
             None => {
                 let link = Link::new(bookie, self.client_id.clone(), &self.config, channel);
+                for (tenant, weight) in &*self.weights.lock() {
+                    link.weigh(*tenant, *weight);
+                }
                 links.insert(bookie, Arc::new(link));
             }
         }
@@ -159,6 +167,19 @@ impl BookieTransport for GrpcTransport {
         match self.link(bookie) {
             Ok(link) => link.submit(request, reply, &self.tasks),
             Err(error) => reply(Err(error)),
+        }
+    }
+
+    fn weigh(&self, tenant: TenantKey, weight: u32) {
+        // With the links locked, so that a new one misses nothing.
+        let links = self.links.lock();
+        let mut weights = self.weights.lock();
+        if weights.len() >= WEIGHTS_MAX && !weights.contains_key(&tenant) {
+            return;
+        }
+        weights.insert(tenant, weight);
+        for link in links.values() {
+            link.weigh(tenant, weight);
         }
     }
 

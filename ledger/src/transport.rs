@@ -1,6 +1,6 @@
 //! The way to bookies: gRPC between processes, a function call in standalone.
 
-use aquifer_model::id::BookieId;
+use aquifer_model::id::{BookieId, TenantKey};
 use aquifer_model::storage::{
     BookieResult, OrderedRequest, Presence, PresenceRange, ReadBatch, ReadRange, ReplyCallback,
     TailState, TailWait,
@@ -29,6 +29,10 @@ pub trait BookieTransport: Send + Sync + 'static {
     fn checks_reads(&self) -> bool {
         false
     }
+
+    /// Says what a tenant weighs, so that its requests and those of others share bookies by that.
+    /// One without turns of its own does nothing.
+    fn weigh(&self, _tenant: TenantKey, _weight: u32) {}
 
     /// Waits for news of a ledger's end, outside the ordered stream.
     async fn wait(&self, bookie: BookieId, wait: TailWait) -> BookieResult<TailState>;

@@ -5,6 +5,9 @@
 /// Largest ensemble.
 pub const ENSEMBLE_MAX: u32 = 16;
 
+/// Most shares that a tenant may have of a server with too much to do; others have one.
+pub const TENANT_WEIGHT_MAX: u32 = 100;
+
 /// Largest message: key, properties and value together, before compression, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 5 * 1024 * 1024;
 /// Largest batch as sent (header, table and compressed payload), in bytes.

@@ -262,6 +262,8 @@ policies! {
     unacked: Unacked = Unacked, "unacked", ceiling(Unacked::lowest), [Tenant, Namespace, Topic];
     /// How many topics, producers, subscriptions and consumers there may be.
     counts: Counts = Counts, "counts", ceiling(Counts::lowest), [Tenant, Namespace, Topic];
+    /// How many shares a tenant has of brokers and bookies that have too much to do.
+    weight: u32 = Weight, "weight", nearest, [Tenant];
 }
 
 impl Default for EffectivePolicies {
@@ -285,6 +287,7 @@ impl Default for EffectivePolicies {
             message_bytes_max: MESSAGE_BYTES_MAX as u64,
             unacked: Unacked::default(),
             counts: Counts::default(),
+            weight: 1,
         }
     }
 }

@@ -212,6 +212,7 @@ mod tests {
             ledger_id: 1,
             creation_token: Bytes::from_static(&[1; 16]),
             tenant: 0,
+            weight: 0,
             request: Some(v1::ordered_request::Request::Fence(v1::Fence {})),
         };
         let frame = v1::OrderedFrame {

@@ -80,6 +80,8 @@ struct Node {
     /// Of a part: what its children took beyond what it may have, and did not give back. Of a
     /// child: its own. Changed only while the tree is locked.
     beyond_bytes: AtomicUsize,
+    /// Of a part: how many quanta it gains in its turn.
+    weight: AtomicUsize,
     tree: Arc<Mutex<Tree>>,
 }
 
@@ -115,6 +117,7 @@ impl ByteBudget {
                 is_part: false,
                 parts_in_use: AtomicUsize::new(0),
                 beyond_bytes: AtomicUsize::new(0),
+                weight: AtomicUsize::new(1),
                 tree: Arc::new(Mutex::new(Tree {
                     next_id: 1,
                     ..Tree::default()
@@ -148,6 +151,7 @@ impl ByteBudget {
                 is_part,
                 parts_in_use: AtomicUsize::new(0),
                 beyond_bytes: AtomicUsize::new(0),
+                weight: AtomicUsize::new(1),
                 tree,
             }),
         }
@@ -182,6 +186,13 @@ impl ByteBudget {
     #[must_use]
     pub fn capacity_bytes(&self) -> usize {
         self.node.capacity_bytes
+    }
+
+    /// Gives a part a weight: of bytes that come back while several parts wait, it gets that many
+    /// times the share of one of weight 1.
+    fn weigh(&self, weight: u32) {
+        let weight = weight.max(1) as usize;
+        self.node.weight.store(weight, Ordering::Relaxed);
     }
 
     /// Whether it has permits, children, or other handles than this one.
@@ -357,6 +368,12 @@ impl Node {
         self.path()
             .find(|node| node.is_part)
             .map_or(self.id, |part| part.id)
+    }
+
+    /// The weight of that group.
+    fn weight(&self) -> usize {
+        let part = self.path().find(|node| node.is_part);
+        part.map_or(1, |part| part.weight.load(Ordering::Relaxed))
     }
 
     fn permit(self: &Arc<Self>, bytes: usize) -> BytePermit {

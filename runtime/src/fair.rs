@@ -4,7 +4,8 @@
 //! a flow gains a quantum, and items leave for as long as what it has gained pays for them. So
 //! flows that always have something waiting get equal shares of the cost, within a quantum and one
 //! item, however large their items and however many they have waiting; and a flow alone gets
-//! everything. A flow that has nothing waiting gains nothing.
+//! everything. A flow that has nothing waiting gains nothing. A flow of weight N gains N quanta in
+//! its turn, and so gets N times the share of one of weight 1, which a flow has unless said.
 //!
 //! It has no lock, no clock, and does not wait. It allocates when a queue grows, not for each item:
 //! queues of flows that have emptied are used again.
@@ -17,11 +18,16 @@ const SPARE_MAX: usize = 64;
 /// An empty queue that has grown above this is not kept.
 const SPARE_ITEMS_MAX: usize = 1_024;
 
+/// Flows of another weight than 1 that are known at once; further ones have weight 1.
+const WEIGHTS_MAX: usize = 4_096;
+
 /// See the module.
 #[derive(Debug)]
 pub struct FairQueue<K, T> {
     /// What a flow gains in a turn.
     quantum: usize,
+    /// Of flows whose weight is not 1.
+    weights: HashMap<K, u32>,
     flows: HashMap<K, Flow<T>>,
     /// Flows with items, in the order of their turns.
     turns: VecDeque<K>,
@@ -42,6 +48,7 @@ impl<K: Copy + Eq + Hash, T> FairQueue<K, T> {
     pub fn new(quantum: usize) -> FairQueue<K, T> {
         FairQueue {
             quantum: quantum.max(1),
+            weights: HashMap::new(),
             flows: HashMap::new(),
             turns: VecDeque::new(),
             spare: Vec::new(),
@@ -61,6 +68,15 @@ impl<K: Copy + Eq + Hash, T> FairQueue<K, T> {
         });
         queue.items.push_back((cost, item));
         self.items += 1;
+    }
+
+    /// Gives a flow a weight, from its next turn on. What it has gained stays.
+    pub fn weigh(&mut self, flow: K, weight: u32) {
+        if weight <= 1 {
+            self.weights.remove(&flow);
+        } else if self.weights.len() < WEIGHTS_MAX || self.weights.contains_key(&flow) {
+            self.weights.insert(flow, weight);
+        }
     }
 
     /// Takes the next item.
@@ -101,7 +117,9 @@ impl<K: Copy + Eq + Hash, T> FairQueue<K, T> {
             if cost <= queue.deficit {
                 return Some(flow);
             }
-            queue.deficit = queue.deficit.saturating_add(self.quantum);
+            let weight = self.weights.get(&flow).copied().unwrap_or(1);
+            let gain = self.quantum.saturating_mul(weight as usize);
+            queue.deficit = queue.deficit.saturating_add(gain);
             self.turns.rotate_left(1);
         }
     }

@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use aquifer_model::id::LEDGER_ID_MAX;
-use aquifer_model::limits::ENTRY_BYTES_MAX;
+use aquifer_model::id::{LEDGER_ID_MAX, TenantKey};
+use aquifer_model::limits::{ENTRY_BYTES_MAX, TENANT_WEIGHT_MAX};
 use aquifer_model::storage::{
     BookieError, BookieResult, OrderedOperation, OrderedRequest, ReplyCallback,
 };
@@ -41,6 +41,14 @@ impl Bookie {
     /// returns.
     pub fn submit(&self, request: OrderedRequest, reply: ReplyCallback) {
         self.submit_with(None, request, reply);
+    }
+
+    /// Gives a tenant a weight: its shares of this bookie while it has too much to do.
+    pub fn weigh(&self, tenant: TenantKey, weight: u32) {
+        let weight = weight.clamp(1, TENANT_WEIGHT_MAX);
+        let shared = &self.core.shared;
+        shared.turns.weigh(tenant, weight);
+        shared.adds.weigh(tenant, weight);
     }
 
     /// The same, but an add for which the budget has no bytes now comes back instead of being

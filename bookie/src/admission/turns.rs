@@ -1,7 +1,8 @@
 //! Fair turns in front of the journal. While several tenants write, no more than a bounded number
 //! of bytes waits in the queue of the journal, which keeps its order; what comes beyond that waits
-//! here, and tenants take turns of equal bytes. So what a tenant has waiting delays another by one
-//! commit, not by all of it. While one tenant writes, requests only look at two numbers.
+//! here, and tenants take turns of bytes by their weights. So what a tenant has waiting delays
+//! another by one commit, not by all of it. While one tenant writes, requests only look at two
+//! numbers.
 //!
 //! Requests of a ledger keep their order (H3): all of them name the same tenant, and nothing passes
 //! what waits here or is being let in. Deciding about a request begins when its turn comes.
@@ -85,6 +86,12 @@ impl Turns {
             };
             (waiting.reply)(Err(error.clone()));
         }
+    }
+
+    /// Gives a tenant a weight: while several tenants write, it gets that many times the bytes of
+    /// one of weight 1.
+    pub(super) fn weigh(&self, tenant: TenantKey, weight: u32) {
+        self.state.lock().queue.weigh(tenant, weight);
     }
 
     /// Whether a request has to wait for its turn.

@@ -267,6 +267,7 @@ mod tests {
             ledger_id: 7,
             creation_token: vec![5; 16].into(),
             tenant: 77,
+            weight: 0,
             request: Some(Kind::Add(v1::AddEntry {
                 entry_id: 3,
                 last_add_confirmed: Some(2),

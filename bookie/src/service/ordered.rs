@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquifer_model::id::TenantKey;
 use aquifer_model::storage::{BookieResult, OrderedReply};
 use aquifer_proto::{PROTOCOL_VERSION, v1};
 use aquifer_runtime::clock::timeout;
@@ -138,6 +139,7 @@ fn open(bookie: &Bookie, open: Option<v1::OpenBookie>) -> Result<Bytes, Status> 
 /// thread that it comes from.
 fn submit(bookie: &Bookie, role: Role, request: v1::OrderedRequest, slot: OwnedPermit<Item>) {
     let request_id = request.request_id;
+    let (tenant, weight) = (TenantKey(request.tenant), request.weight);
     let answer = move |outcome: BookieResult<OrderedReply>| {
         slot.send(Ok(convert::reply(request_id, outcome)));
     };
@@ -147,7 +149,12 @@ fn submit(bookie: &Bookie, role: Role, request: v1::OrderedRequest, slot: OwnedP
         Ok(request)
     });
     match allowed {
-        Ok(request) => bookie.submit(request, Box::new(answer)),
+        Ok(request) => {
+            if weight > 0 {
+                bookie.weigh(tenant, weight);
+            }
+            bookie.submit(request, Box::new(answer));
+        }
         Err(error) => answer(Err(error)),
     }
 }

@@ -97,6 +97,7 @@ fn request(request_id: u64, ledger_id: u64, token: [u8; 16], kind: Kind) -> v1::
         ledger_id,
         creation_token: Bytes::copy_from_slice(&token),
         tenant: 0,
+        weight: 0,
         request: Some(kind),
     }
 }

@@ -29,6 +29,8 @@ pub(crate) struct TopicRates {
     publish_limited: AtomicBool,
     dispatch_limited: AtomicBool,
     message_bytes_max: AtomicU64,
+    /// What the tenant weighs, as this topic said last.
+    weight: AtomicU32,
     /// The turn of the producer that waits for what all of them share: they pass in the order in
     /// which they came, and one timer runs for all.
     pub(super) turn: Semaphore,
@@ -104,6 +106,7 @@ impl TopicRates {
             publish_limited: AtomicBool::new(false),
             dispatch_limited: AtomicBool::new(false),
             message_bytes_max: AtomicU64::new(u64::MAX),
+            weight: AtomicU32::new(0),
             turn: Semaphore::new(1),
             read_turn: Arc::new(Semaphore::new(1)),
             waiting: Default::default(),
@@ -145,6 +148,9 @@ impl TopicRates {
         let lower = Some(policies.message_bytes_max).filter(|max| *max < MESSAGE_BYTES_MAX as u64);
         let largest = lower.unwrap_or(u64::MAX);
         self.message_bytes_max.store(largest, Ordering::Release);
+        if self.weight.swap(policies.weight, Ordering::AcqRel) != policies.weight {
+            shared.weigh(self.topic.namespace().tenant(), policies.weight);
+        }
     }
 
     /// Whether something limits what passes this way.

@@ -3,6 +3,7 @@
 use aquifer_broker::{Broker, BrokerConfig};
 use aquifer_ledger::ledger_metadata;
 use aquifer_ledger::testing::TestWorld;
+use aquifer_model::id::TenantKey;
 use aquifer_model::policy::{
     Level, Policies, PolicyName, PolicyScope, PolicyUpdate, PolicyView, Retention, Rollover,
 };
@@ -329,4 +330,40 @@ async fn a_loaded_topic_follows_a_changed_quorum() {
         })
         .await;
     }
+}
+
+/// Bookies learn what a tenant weighs from its topics, also when it changes while they are loaded.
+#[tokio::test]
+async fn the_weight_of_a_tenant_reaches_bookies_as_it_changes() {
+    let harness = Harness::start().await;
+    let broker = &harness.broker;
+    let tenant = PolicyScope::Tenant(default_namespace().tenant().to_owned());
+    let key = TenantKey::of(default_namespace().tenant());
+    let weighs = |weight: u32| {
+        let bookies = harness.world.bookies.clone();
+        eventually("another weight", move || {
+            let found = bookies.weight_of(key);
+            async move { (found == Some(weight)).then_some(()) }
+        })
+    };
+    let weight = |weight| Policies {
+        weight: Some(weight),
+        ..Policies::default()
+    };
+    let mut producer = harness.producer("orders", "p").await;
+    weighs(1).await;
+    set(broker, tenant.clone(), weight(3)).await;
+    weighs(3).await;
+    set(broker, tenant.clone(), weight(7)).await;
+    weighs(7).await;
+    producer.publish(&["it goes on"]).await;
+    unset(broker, tenant, PolicyName::Weight).await;
+    weighs(1).await;
+
+    let refused = PolicyUpdate {
+        set: weight(2),
+        ..PolicyUpdate::default()
+    };
+    let refused = update(broker, here(), refused).await;
+    assert_eq!(kind(&refused), Some(ErrorKind::InvalidArgument));
 }

@@ -13,7 +13,7 @@ use aquifer_model::batch::{self, BatchFields, MessageRecord, MessageRow};
 use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_model::id::{Index, OwnerEpoch, ProducerInstance, TopicIncarnation};
 use aquifer_model::place::Place;
-use aquifer_model::policy::{EffectivePolicies, PolicyScope, PolicyUpdate, Rollover};
+use aquifer_model::policy::{EffectivePolicies, Policies, PolicyScope, PolicyUpdate, Rollover};
 use aquifer_model::quorum::Quorum;
 use aquifer_model::stats::TopicStats;
 use aquifer_model::subscription::SubscriptionType;
@@ -212,7 +212,11 @@ impl Harness {
 
     pub async fn set_policies(&self, policies: EffectivePolicies) {
         let update = PolicyUpdate {
-            set: policies.into(),
+            set: Policies {
+                // Tenants only have it.
+                weight: None,
+                ..policies.into()
+            },
             ..PolicyUpdate::default()
         };
         let scope = PolicyScope::Namespace(default_namespace());

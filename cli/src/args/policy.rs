@@ -56,6 +56,7 @@ pub enum PolicyCommand {
     ///   counts.producers=100         producers of a topic
     ///   counts.subscriptions=100     subscriptions and readers of a topic
     ///   counts.consumers=100         consumers and readers of a topic, or unlimited
+    ///   weight=3                     shares of a tenant where servers have too much to do
     ///
     /// Of aggregateRate, messageBytesMax, unacked and counts the lowest value of tenant, namespace
     /// and topic is in force; of the others that of the nearest.

@@ -55,6 +55,9 @@ struct State {
     channel: Channel,
     /// Not sent yet. All requests for a ledger are of one tenant, so that they keep their order.
     queue: FairQueue<TenantKey, Waiting>,
+    /// What tenants weigh, and what this stream has told the bookie of it.
+    weights: HashMap<TenantKey, u32>,
+    told: HashMap<TenantKey, u32>,
     /// Sent, without an answer.
     sent: HashMap<u64, (ReplyCallback, usize)>,
     sent_bytes: usize,
@@ -93,6 +96,8 @@ impl Link {
             state: Mutex::new(State {
                 channel,
                 queue: FairQueue::new(QUANTUM),
+                weights: HashMap::new(),
+                told: HashMap::new(),
                 sent: HashMap::new(),
                 sent_bytes: 0,
                 bytes: 0,
@@ -112,6 +117,13 @@ impl Link {
 
     pub(super) fn channel(&self) -> Channel {
         self.state.lock().channel.clone()
+    }
+
+    /// Gives a tenant a weight, here and, with its next request, at the bookie.
+    pub(super) fn weigh(&self, tenant: TenantKey, weight: u32) {
+        let mut state = self.state.lock();
+        state.queue.weigh(tenant, weight);
+        state.weights.insert(tenant, weight);
     }
 
     pub(super) fn submit(
@@ -160,6 +172,7 @@ impl Link {
                 let mut state = self.state.lock();
                 state.stream += 1;
                 state.last_id = 0;
+                state.told.clear();
                 (state.stream, state.channel.clone(), state.failures)
             };
             let exchange = async {
@@ -316,10 +329,21 @@ impl State {
             self.sent_bytes += waiting.bytes;
             self.sent
                 .insert(self.last_id, (waiting.reply, waiting.bytes));
-            let request = wire::wire_request(self.last_id, waiting.request);
-            frame.requests.push(request);
+            let weight = self.news_of(waiting.request.tenant);
+            frame.requests.push(v1::OrderedRequest {
+                weight,
+                ..wire::wire_request(self.last_id, waiting.request)
+            });
         }
         frame
+    }
+
+    /// What a tenant weighs, if the bookie does not know; otherwise 0.
+    fn news_of(&mut self, tenant: TenantKey) -> u32 {
+        match self.weights.get(&tenant).copied() {
+            Some(weight) if self.told.insert(tenant, weight) != Some(weight) => weight,
+            _ => 0,
+        }
     }
 
     /// Whether what waits does so until answers come.

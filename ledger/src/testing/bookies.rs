@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use aquifer_model::id::{BookieId, CreationToken, EntryId, LedgerId};
+use aquifer_model::id::{BookieId, CreationToken, EntryId, LedgerId, TenantKey};
 use aquifer_model::storage::{
     AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest, Presence,
     PresenceRange, ReadBatch, ReadRange, ReplyCallback, StoredEntry, TailState, TailWait,
@@ -62,6 +62,8 @@ pub struct TestBookies {
     reads: Arc<Mutex<ReadCounts>>,
     /// Wakes the reads that wait for news of a ledger.
     changed: Arc<Notify>,
+    /// What was said of tenants.
+    weights: Arc<Mutex<BTreeMap<TenantKey, u32>>>,
 }
 
 #[derive(Default)]
@@ -105,7 +107,14 @@ impl TestBookies {
             bookies: Arc::new(bookies.collect()),
             reads: Arc::default(),
             changed: Arc::default(),
+            weights: Arc::default(),
         }
+    }
+
+    /// What was said last of a tenant's weight.
+    #[must_use]
+    pub fn weight_of(&self, tenant: TenantKey) -> Option<u32> {
+        self.weights.lock().get(&tenant).copied()
     }
 
     /// Their ids.
@@ -480,6 +489,10 @@ impl StoredLedger {
 
 #[async_trait]
 impl BookieTransport for TestBookies {
+    fn weigh(&self, tenant: TenantKey, weight: u32) {
+        self.weights.lock().insert(tenant, weight);
+    }
+
     fn submit(&self, bookie: BookieId, request: OrderedRequest, reply: ReplyCallback) {
         if !self.bookies.contains_key(&bookie) {
             return reply(Err(BookieError::Unreachable("no such bookie".to_owned())));

@@ -130,10 +130,12 @@ fn policies() -> impl Strategy<Value = Policies> {
         proptest::option::of(0u64..5),
         proptest::option::of(unacked),
         proptest::option::of(counts()),
+        proptest::option::of(1u32..9),
     )
         .prop_map(
-            |(overrides, aggregate_rate, message_bytes_max, unacked, counts)| Policies {
+            |(overrides, aggregate_rate, message_bytes_max, unacked, counts, weight)| Policies {
                 aggregate_rate,
+                weight,
                 message_bytes_max,
                 unacked,
                 counts,

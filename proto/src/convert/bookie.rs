@@ -43,6 +43,7 @@ pub fn wire_request(request_id: u64, request: OrderedRequest) -> v1::OrderedRequ
         ledger_id: request.ledger.0,
         creation_token: Bytes::copy_from_slice(&request.token.0),
         tenant: request.tenant.0,
+        weight: 0,
         request: Some(kind),
     }
 }

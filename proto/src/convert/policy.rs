@@ -4,6 +4,7 @@ mod bounds;
 mod offload;
 mod rate;
 
+use aquifer_model::limits::TENANT_WEIGHT_MAX;
 use aquifer_model::policy::bounds::{Counts, Unacked};
 use aquifer_model::policy::{
     EffectivePolicies, Level, Origin, Policies, PolicyName, PolicyScope, PolicyUpdate, PolicyView,
@@ -47,6 +48,7 @@ impl From<Policies> for v1::Policies {
             message_bytes_max: policies.message_bytes_max,
             unacked: policies.unacked.map(Into::into),
             counts: policies.counts.map(Into::into),
+            weight: policies.weight,
         }
     }
 }
@@ -63,6 +65,12 @@ impl TryFrom<v1::Policies> for Policies {
         });
         if rollover.is_some_and(|r| [r.size_bytes, r.age_ms, r.entries].contains(&0)) {
             return Err("a bound of a ledger is at least 1".to_owned());
+        }
+        if policies
+            .weight
+            .is_some_and(|weight| !(1..=TENANT_WEIGHT_MAX).contains(&weight))
+        {
+            return Err(format!("a weight is from 1 to {TENANT_WEIGHT_MAX}"));
         }
         let persistence = policies.persistence.map(quorum).transpose();
         Ok(Policies {
@@ -89,6 +97,7 @@ impl TryFrom<v1::Policies> for Policies {
             message_bytes_max: policies.message_bytes_max,
             unacked: policies.unacked.map(Unacked::from),
             counts: policies.counts.map(Counts::from),
+            weight: policies.weight,
         })
     }
 }

@@ -10,6 +10,8 @@ use crate::budget::ByteBudget;
 /// Parts that are not in use are dropped when there are twice as many as after the last time, and
 /// this.
 const PRUNE_ABOVE: usize = 64;
+/// Parts of another weight than 1 that are known at once; further ones have weight 1.
+const WEIGHTS_MAX: usize = 4_096;
 
 /// A budget of which each tenant has a part.
 #[derive(Debug)]
@@ -21,6 +23,8 @@ pub struct BudgetParts<K> {
 #[derive(Debug)]
 struct Parts<K> {
     known: HashMap<K, ByteBudget>,
+    /// Of parts whose weight is not 1, whether they are known or not.
+    weights: HashMap<K, u32>,
     after_prune: usize,
 }
 
@@ -32,6 +36,7 @@ impl<K: Eq + Hash> BudgetParts<K> {
             whole,
             parts: Mutex::new(Parts {
                 known: HashMap::new(),
+                weights: HashMap::new(),
                 after_prune: 0,
             }),
         }
@@ -55,8 +60,26 @@ impl<K: Eq + Hash> BudgetParts<K> {
             parts.after_prune = parts.known.len();
         }
         let part = self.whole.part();
+        if let Some(weight) = parts.weights.get(&key) {
+            part.weigh(*weight);
+        }
         parts.known.insert(key, part.clone());
         part
+    }
+
+    /// Gives the part of one of those that share the budget a weight: of bytes that come back while
+    /// several parts wait, it gets that many times the share of one of weight 1, which a part has
+    /// unless said.
+    pub fn weigh(&self, key: K, weight: u32) {
+        let mut parts = self.parts.lock();
+        if let Some(part) = parts.known.get(&key) {
+            part.weigh(weight);
+        }
+        if weight <= 1 {
+            parts.weights.remove(&key);
+        } else if parts.weights.len() < WEIGHTS_MAX || parts.weights.contains_key(&key) {
+            parts.weights.insert(key, weight);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! the parts of a budget (and nodes without a part, each a group), and turns between the nodes of
 //! a group.
 //!
-//! In its turn a group gains a quantum, and its requests are granted as far as there is room and
+//! In its turn a group gains a quantum, or as many as its part weighs, and its requests are granted as far as there is room and
 //! what it has gained pays for them. A group whose requests do not fit gains nothing, and does not
 //! delay the others.
 
@@ -180,13 +180,16 @@ impl Group {
     fn gain(&mut self, queues: &HashMap<u64, Queue>) {
         let first = self.nodes.front().and_then(|id| queues.get(id));
         let quantum = first.map_or(0, |queue| queue.node.root().capacity_bytes / QUANTUM_PART);
-        self.deficit = self.deficit.saturating_add(quantum.max(1));
+        let weight = first.map_or(1, |queue| queue.node.weight());
+        let gain = quantum.max(1).saturating_mul(weight);
+        self.deficit = self.deficit.saturating_add(gain);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::sync::atomic::Ordering;
 
     use proptest::prelude::*;
 
@@ -287,6 +290,34 @@ mod tests {
                 let (least, most) = (got.iter().min(), got.iter().max());
                 let apart = most.unwrap_or(&0) - least.unwrap_or(&0);
                 prop_assert!(apart <= QUANTUM + 2 * largest, "{got:?}");
+            }
+        }
+
+        /// The same by weights: what a tenant got for each of its shares is equal.
+        #[test]
+        fn parts_get_shares_by_their_weights(
+            sizes in demands(),
+            weights in prop::collection::vec(1..5_usize, 5),
+            // One may get nearly all of it, and must not run out of requests.
+            came in prop::collection::vec(1..COMES_MAX / 2, 50..300),
+        ) {
+            let mut demand = Demand::new(&sizes);
+            for ((topics, _), weight) in demand.tenants.iter().zip(&weights) {
+                let part = topics[0].node.parent.as_ref().expect("a topic is below a part");
+                part.weight.store(*weight, Ordering::Relaxed);
+            }
+            let (mut free, mut got) = (0, vec![0; sizes.len()]);
+            let largest = sizes.iter().map(|(size, _)| *size).max().unwrap_or(0);
+            for bytes in came {
+                free += bytes;
+                for tenant in demand.serve(&mut free, true) {
+                    got[tenant] += sizes[tenant].0;
+                }
+                let each = got.iter().zip(&weights).map(|(got, weight)| got / weight);
+                let each: Vec<usize> = each.collect();
+                let (least, most) = (each.iter().min(), each.iter().max());
+                let apart = most.unwrap_or(&0) - least.unwrap_or(&0);
+                prop_assert!(apart <= 2 * QUANTUM + 2 * largest, "{got:?} {weights:?}");
             }
         }
 

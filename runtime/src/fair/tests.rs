@@ -29,6 +29,37 @@ fn a_flow_with_much_waiting_does_not_delay_one_with_little() {
     assert!(popped.contains(&77_777), "{popped:?}");
 }
 
+/// Two flows that always wait, of weight 1 and 3; the weights change while they wait.
+#[test]
+fn flows_get_shares_by_their_weights_and_another_weight_counts_at_once() {
+    let mut queue = FairQueue::new(QUANTUM);
+    for _ in 0..20_000 {
+        queue.push(1_u8, 50, (1, 50));
+        queue.push(3, 50, (3, 50));
+    }
+    let mut shares = |weight: u32| {
+        queue.weigh(3, weight);
+        let served = serve(&mut queue, 100_000);
+        (served[&1], served[&3])
+    };
+    let whole = 4 * QUANTUM;
+    let (one, three) = shares(3);
+    assert!(three.abs_diff(3 * one) <= whole, "{one} {three}");
+    let (one, three) = shares(1);
+    assert!(three.abs_diff(one) <= whole, "{one} {three}");
+    let (one, three) = shares(9);
+    assert!(three.abs_diff(9 * one) <= 10 * QUANTUM, "{one} {three}");
+}
+
+#[test]
+fn weights_are_bounded() {
+    let mut queue: FairQueue<usize, ()> = FairQueue::new(QUANTUM);
+    (0..3 * WEIGHTS_MAX).for_each(|flow| queue.weigh(flow, 2));
+    assert_eq!(queue.weights.len(), WEIGHTS_MAX);
+    (0..WEIGHTS_MAX).for_each(|flow| queue.weigh(flow, 1));
+    assert!(queue.weights.is_empty());
+}
+
 #[test]
 fn an_item_that_is_too_large_now_stays_the_next_one() {
     let mut queue = FairQueue::new(QUANTUM);

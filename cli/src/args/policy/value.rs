@@ -4,6 +4,7 @@ mod offload;
 
 use std::str::FromStr;
 
+use aquifer_model::limits::TENANT_WEIGHT_MAX;
 use aquifer_model::policy::bounds::{BacklogAction, SubscriptionTypes};
 use aquifer_model::quorum::Quorum;
 use aquifer_model::subscription::SubscriptionType;
@@ -44,6 +45,8 @@ pub enum PolicyValue {
     Rate(RateName, RatePart),
     /// Bytes.
     MessageBytesMax(u64),
+    /// Shares of a tenant.
+    Weight(u32),
     /// Messages of one consumer.
     UnackedConsumer(u64),
     /// Messages of one subscription.
@@ -129,7 +132,8 @@ impl PolicyValue {
             | PolicyValue::AutoCreateSubscriptions(_)
             | PolicyValue::SubscriptionTypes(_)
             | PolicyValue::Ttl(_)
-            | PolicyValue::MessageBytesMax(_) => false,
+            | PolicyValue::MessageBytesMax(_)
+            | PolicyValue::Weight(_) => false,
         }
     }
 }
@@ -170,6 +174,7 @@ fn parse(name: &str, value: &str) -> Result<PolicyValue, String> {
             .map(Value::Backlog),
         "backlogQuota.action" => action(value).map(BacklogPart::Action).map(Value::Backlog),
         "messageBytesMax" => size(value).map(Value::MessageBytesMax),
+        "weight" => number(value).and_then(weight).map(Value::Weight),
         "unacked.consumer" => number(value).map(Value::UnackedConsumer),
         "unacked.subscription" => number(value).map(Value::UnackedSubscription),
         _ => match name.strip_prefix("offload.") {
@@ -177,6 +182,12 @@ fn parse(name: &str, value: &str) -> Result<PolicyValue, String> {
             None => bound(name, value),
         },
     }
+}
+
+fn weight(number: u64) -> Result<u32, String> {
+    let weight = u32::try_from(number).ok();
+    let weight = weight.filter(|weight| (1..=TENANT_WEIGHT_MAX).contains(weight));
+    weight.ok_or_else(|| format!("it is a number from 1 to {TENANT_WEIGHT_MAX}"))
 }
 
 /// A count, or a part of a rate.

@@ -46,6 +46,7 @@ pub fn said(values: &[PolicyValue], view: &PolicyView) -> Policies {
             }
             PolicyValue::Rate(name, part) => rate(rate_of(&mut said, view, name), part),
             PolicyValue::MessageBytesMax(bytes) => said.message_bytes_max = Some(bytes),
+            PolicyValue::Weight(weight) => said.weight = Some(weight),
             PolicyValue::UnackedConsumer(messages) => {
                 let own = view.own.unacked.unwrap_or_default();
                 said.unacked.get_or_insert(own).consumer = messages;

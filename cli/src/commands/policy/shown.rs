@@ -60,6 +60,7 @@ pub fn value(name: PolicyName, policies: &EffectivePolicies) -> Value {
             "dispatch": rate(policies.aggregate_rate.dispatch),
         }),
         PolicyName::MessageBytesMax => json!(policies.message_bytes_max.to_string()),
+        PolicyName::Weight => json!(policies.weight.to_string()),
         PolicyName::Unacked => json!({
             "consumer": policies.unacked.consumer.to_string(),
             "subscription": policies.unacked.subscription.to_string(),

@@ -120,6 +120,10 @@ impl InProcess {
 
 #[async_trait]
 impl BookieTransport for InProcess {
+    fn weigh(&self, tenant: TenantKey, weight: u32) {
+        self.bookie.weigh(tenant, weight);
+    }
+
     fn submit(&self, bookie: BookieId, request: OrderedRequest, reply: ReplyCallback) {
         if let Err(error) = self.check(bookie) {
             reply(Err(error));

@@ -51,7 +51,19 @@ fn unusual() -> EffectivePolicies {
             subscriptions: 2,
             consumers: Some(3),
         },
+        weight: TENANT_WEIGHT_MAX,
         ..EffectivePolicies::default()
+    }
+}
+
+#[test]
+fn a_weight_has_bounds() {
+    for (weight, is_one) in [(0, false), (1, true), (100, true), (101, false)] {
+        let policies = v1::Policies {
+            weight: Some(weight),
+            ..v1::Policies::default()
+        };
+        assert_eq!(Policies::try_from(policies).is_ok(), is_one, "{weight}");
     }
 }
 
