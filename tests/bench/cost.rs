@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use aquifer_client::{Client, ClientTlsConfig};
 use aquifer_harness::command;
+use aquifer_harness::jwt::{ALIAS, Issuer};
 use aquifer_harness::server::{Server, ServerOptions, binary};
 use aquifer_runtime::clock::{Clock, SystemClock};
 
@@ -23,13 +24,19 @@ const OPENING: usize = 8;
 /// Connections that are open and idle when memory is compared.
 const IDLE: usize = 1_000;
 
+/// Who shows a JSON Web Token.
+const SUBJECT: &str = "load";
+/// Longer than the part takes.
+const LIFETIME: Duration = Duration::from_secs(12 * 3_600);
+
 /// A server that demands TLS and a token.
 struct Secured {
     server: Server,
     tls: ClientTlsConfig,
     token: String,
-    /// How loads show who they are.
+    /// How loads show who they are: with a token of the server, and with one of an issuer.
     arguments: Vec<String>,
+    of_issuer: Vec<String>,
 }
 
 impl Secured {
@@ -40,8 +47,14 @@ impl Secured {
         command::run(&mut init)?;
         let file = |name: &str| tls.join(name).to_string_lossy().into_owned();
         let data = directory.join("secured");
+        let issuer = Issuer::create(directory)?;
+        let config = directory.join("secured.toml");
+        std::fs::write(&config, issuer.settings())?;
+        let config = config.to_string_lossy().into_owned();
+        let signed = directory.join("load.jwt");
+        issuer.put_token(&signed, SUBJECT, LIFETIME)?;
         let options = ServerOptions {
-            arguments: vec!["--auth".to_owned()],
+            arguments: vec!["--auth".to_owned(), "--config".to_owned(), config],
             environment: vec![
                 (
                     "AQUIFER_PROTOCOLS_GRPC_TLS_CERT_FILE".to_owned(),
@@ -56,13 +69,30 @@ impl Secured {
         };
         let server = Server::start(&data, options).await?;
         let admin = data.join("admin.token");
+        let shown = |token: &Path| {
+            vec![
+                format!("--tls-ca-file={}", file("ca.pem")),
+                format!("--token-file={}", token.display()),
+            ]
+        };
+        let arguments = shown(&admin);
+        let mut grant = Command::new(binary());
+        grant
+            .args([
+                "grant",
+                "add",
+                &format!("jwt:{ALIAS}:{SUBJECT}"),
+                "developer",
+            ])
+            .args(["--tenant", "public", "--url"])
+            .arg(server.url().replace("http://", "https://"))
+            .args(&arguments);
+        command::run(&mut grant)?;
         Ok(Secured {
             server,
             token: std::fs::read_to_string(&admin)?.trim().to_owned(),
-            arguments: vec![
-                format!("--tls-ca-file={}", file("ca.pem")),
-                format!("--token-file={}", admin.display()),
-            ],
+            of_issuer: shown(&signed),
+            arguments,
             tls: ClientTlsConfig {
                 ca_file: Some(tls.join("ca.pem")),
                 ..ClientTlsConfig::default()
@@ -92,25 +122,29 @@ impl Suite {
     async fn measure_secured(&mut self, secured: &Secured) -> Result<()> {
         let until = self.messages(2_000_000);
         let plain = self.load(until, 10_000);
-        let guarded = Load::new(secured.url(), until, 10_000).credentials(&secured.arguments);
-        let (mut without, mut with) = (Vec::new(), Vec::new());
+        let guarded =
+            |arguments: &[String]| Load::new(secured.url(), until, 10_000).credentials(arguments);
+        let (own, signed) = (guarded(&secured.arguments), guarded(&secured.of_issuer));
+        let mut rates = [Vec::new(), Vec::new(), Vec::new()];
         for _ in 0..RUNS {
-            for (load, rates) in [(&plain, &mut without), (&guarded, &mut with)] {
+            for (load, rates) in [&plain, &own, &signed].into_iter().zip(&mut rates) {
                 rates.push(load.produce().await?.complete()?.messages_per_second);
                 self.removed().await;
             }
         }
-        let (without, with) = (median(&mut without), median(&mut with));
-        let row = Row::new(
-            "publish with TLS, a token and authorization",
-            100.0 * with / without,
-            "% of plaintext",
-            Bound::AtLeast,
-            85.0,
-        );
-        self.rows.push(row.note(format!(
-            "{with:.0} and {without:.0} msg/s, medians of {RUNS}"
-        )));
+        let [without, own, signed] = rates.map(|mut rates| median(&mut rates));
+        for (name, with) in [("a token", own), ("a JSON Web Token", signed)] {
+            let row = Row::new(
+                &format!("publish with TLS, {name} and authorization"),
+                100.0 * with / without,
+                "% of plaintext",
+                Bound::AtLeast,
+                85.0,
+            );
+            self.rows.push(row.note(format!(
+                "{with:.0} and {without:.0} msg/s, medians of {RUNS}"
+            )));
+        }
         self.new_connections(secured).await?;
         self.idle_connections(secured).await
     }

@@ -218,7 +218,8 @@ impl Abuse {
     }
 }
 
-fn complete(done: EndToEnd) -> Result<EndToEnd> {
+/// Refuses a result with failures.
+pub(crate) fn complete(done: EndToEnd) -> Result<EndToEnd> {
     done.published.clone().complete()?;
     done.received.clone().complete()?;
     Ok(done)

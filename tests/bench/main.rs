@@ -17,6 +17,7 @@ mod objects;
 mod observed;
 mod row;
 mod server;
+mod stalled_storage;
 mod table;
 mod throughput;
 
@@ -86,6 +87,7 @@ enum Part {
     Stalled,
     IdleMemory,
     Cluster,
+    StalledStorage,
     Observed,
     Cold,
     Objects,
@@ -95,7 +97,7 @@ enum Part {
 
 /// In this order: quiet ones first, then the one that restarts the server, then those with servers
 /// of their own.
-const PARTS: [(Part, &str); 21] = [
+const PARTS: [(Part, &str); 22] = [
     (Part::Start, "start"),
     (Part::Latency, "latency"),
     (Part::Publish, "publish"),
@@ -112,6 +114,7 @@ const PARTS: [(Part, &str); 21] = [
     (Part::Stalled, "stalled"),
     (Part::IdleMemory, "idle-memory"),
     (Part::Cluster, "cluster"),
+    (Part::StalledStorage, "isolation-storage"),
     (Part::Observed, "observed"),
     (Part::Cold, "cold"),
     (Part::Objects, "objects"),
@@ -194,6 +197,7 @@ impl Suite {
             Part::Stalled => self.stalled_consumer().await,
             Part::IdleMemory => self.idle_memory().await,
             Part::Cluster => self.cluster().await,
+            Part::StalledStorage => self.stalled_storage().await,
             Part::Observed => self.observed().await,
             Part::Cold => self.cold_catch_up().await,
             Part::Objects => self.objects().await,

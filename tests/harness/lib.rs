@@ -14,6 +14,7 @@ pub mod etcd;
 pub mod fault;
 pub mod figures;
 pub mod http;
+pub mod jwt;
 pub mod log;
 pub mod mount;
 pub mod processes;
