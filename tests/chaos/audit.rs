@@ -197,6 +197,7 @@ async fn replicas(cluster: &mut Cluster, counts: &mut Counts) -> Result<()> {
                 NAME,
             ])
             .args(["--rate", "500000000", "--metadata", &cluster.metadata()])
+            .args(cluster.tool_arguments()?)
             .output()?;
         counts.repaired_after = SystemClock.monotonic() - started;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -231,6 +232,7 @@ pub async fn losses_are_repaired(cluster: &mut Cluster) -> Result<()> {
         let output = Command::new(binary())
             .args(["bookie", "decommission", &id, "--no-wait", "--force"])
             .args(["--cluster", NAME, "--metadata", &cluster.metadata()])
+            .args(cluster.tool_arguments()?)
             .output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(

@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use aquifer_client::Client;
 use aquifer_harness::mount::Mount;
+use rustix::process::Signal;
 
 use crate::consumers::{name_of, processes};
 use crate::net::Network;
 use crate::node::Node;
+use crate::secured::Secured;
 
 /// The name of the cluster.
 pub const NAME: &str = "chaos";
@@ -54,6 +56,8 @@ pub struct Cluster {
     pub consumers: Vec<Node>,
     /// The network.
     pub network: Network,
+    /// With TLS and authentication.
+    pub secured: Option<Secured>,
     folder: PathBuf,
     /// Processes that ended by themselves, and how often.
     pub endings: BTreeMap<String, u32>,
@@ -64,20 +68,36 @@ impl Cluster {
     ///
     /// # Errors
     /// When something cannot be made.
-    pub fn start(folder: &Path, aquifer: &Path, bookie_config: &str) -> Result<Cluster> {
+    pub fn start(
+        folder: &Path,
+        aquifer: &Path,
+        bookie_config: &str,
+        is_secured: bool,
+    ) -> Result<Cluster> {
         let logs = folder.join("logs");
         fs::create_dir_all(&logs)?;
         let mut network = Network::new()?;
+        let secured = match is_secured {
+            true => Some(Secured::create(folder, NAME, addresses(&network))?),
+            false => None,
+        };
         let etcd = etcd(folder, &logs, &mut network)?;
-        let bookies = bookies(folder, &logs, aquifer, bookie_config, &mut network)?;
-        let brokers = brokers(folder, &logs, aquifer, &mut network)?;
-        let consumers = consumers(folder, &logs, &brokers, &mut network)?;
+        let settings = |role| secured.as_ref().map(|secured| secured.settings(role));
+        let bookie_config = bookie_config.to_owned() + &settings("bookie").unwrap_or_default();
+        let bookies = bookies(folder, &logs, aquifer, &bookie_config, &mut network)?;
+        let brokers = brokers(folder, &logs, aquifer, settings("broker"), &mut network)?;
+        let mut urls = Vec::new();
+        for node in &brokers {
+            urls.push(broker_url(&network, node, is_secured));
+        }
+        let consumers = consumers(folder, &logs, &urls, secured.as_ref(), &mut network)?;
         let mut cluster = Cluster {
             etcd,
             bookies,
             brokers,
             consumers,
             network,
+            secured,
             folder: folder.to_owned(),
             endings: BTreeMap::new(),
         };
@@ -166,8 +186,40 @@ impl Cluster {
     /// # Errors
     /// When its settings are refused.
     pub fn client(&self) -> Result<Client> {
-        let urls = self.brokers.iter().map(|node| self.url(node, 7650));
-        Ok(Client::builder().urls(urls).build()?)
+        let urls = self.broker_urls();
+        match &self.secured {
+            Some(secured) => secured.client(&urls),
+            None => Ok(Client::builder().urls(urls).build()?),
+        }
+    }
+
+    /// The URLs of the brokers.
+    pub fn broker_urls(&self) -> Vec<String> {
+        let is_secured = self.secured.is_some();
+        let url = |node| broker_url(&self.network, node, is_secured);
+        self.brokers.iter().map(url).collect()
+    }
+
+    /// What tools that reach bookies are told besides others.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn tool_arguments(&self) -> Result<Vec<String>> {
+        let Some(secured) = &self.secured else {
+            return Ok(Vec::new());
+        };
+        let file = secured.tool_settings()?.display().to_string();
+        Ok(vec!["--config".to_owned(), file])
+    }
+
+    /// Has every process look at its certificates.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn reload_certificates(&self) -> Result<()> {
+        let bookies = self.bookies.iter().map(|bookie| &bookie.node);
+        let mut all = bookies.chain(&self.brokers);
+        all.try_for_each(|node| node.signal(Signal::HUP))
     }
 
     /// The URLs of etcd's members.
@@ -195,6 +247,18 @@ impl Cluster {
         let nodes = self.etcd.iter().chain(bookies).chain(&self.brokers);
         nodes.map(|node| (node.name.clone(), node.text())).collect()
     }
+}
+
+fn broker_url(network: &Network, node: &Node, is_secured: bool) -> String {
+    let scheme = if is_secured { "https" } else { "http" };
+    format!("{scheme}://{}:7650", network.address(node.host))
+}
+
+/// Where bookies and brokers are.
+fn addresses(network: &Network) -> Vec<String> {
+    let hosts = (BOOKIE_HOST..).take(BOOKIES);
+    let hosts = hosts.chain((BROKER_HOST..).take(BROKERS));
+    hosts.map(|host| network.address(host)).collect()
 }
 
 /// Where a bookie stores.
@@ -328,18 +392,21 @@ fn bookies(
     Ok(bookies)
 }
 
-fn brokers(folder: &Path, logs: &Path, aquifer: &Path, network: &mut Network) -> Result<Vec<Node>> {
+fn brokers(
+    folder: &Path,
+    logs: &Path,
+    aquifer: &Path,
+    secured: Option<String>,
+    network: &mut Network,
+) -> Result<Vec<Node>> {
+    let auth = secured.is_some().then(|| "--auth".to_owned());
+    let config = "[etcd]\nlease_ms = 3000\n".to_owned() + &secured.unwrap_or_default();
     let mut brokers = Vec::new();
     for (number, host) in (BROKER_HOST..).take(BROKERS).enumerate() {
         let name = format!("broker-{}", number + 1);
         let mut arguments = vec!["broker".to_owned()];
-        arguments.extend(role(
-            network,
-            folder,
-            host,
-            &name,
-            "[etcd]\nlease_ms = 3000\n",
-        )?);
+        arguments.extend(role(network, folder, host, &name, &config)?);
+        arguments.extend(auth.clone());
         arguments.extend([
             "--grpc-addr".to_owned(),
             format!("{}:7650", network.address(host)),
@@ -352,12 +419,20 @@ fn brokers(folder: &Path, logs: &Path, aquifer: &Path, network: &mut Network) ->
 fn consumers(
     folder: &Path,
     logs: &Path,
-    brokers: &[Node],
+    urls: &[String],
+    secured: Option<&Secured>,
     network: &mut Network,
 ) -> Result<Vec<Node>> {
     let program = std::env::current_exe()?;
-    let url = |node: &Node| format!("http://{}:7650", network.address(node.host));
-    let urls: Vec<String> = brokers.iter().map(url).collect();
+    let shown = secured.map(|secured| {
+        let file = |path: PathBuf| path.display().to_string();
+        [
+            "--ca-file".to_owned(),
+            file(secured.ca_file()),
+            "--token-file".to_owned(),
+            file(secured.consumer_token()),
+        ]
+    });
     let mut nodes = Vec::new();
     for (host, (kind, name)) in (CONSUMER_HOST..).zip(processes()) {
         network.add(host)?;
@@ -369,6 +444,7 @@ fn consumers(
         ];
         let arguments = arguments.into_iter().flat_map(|(k, v)| [k.to_owned(), v]);
         let arguments = std::iter::once("consume".to_owned()).chain(arguments);
+        let arguments = arguments.chain(shown.iter().flatten().cloned());
         nodes.push(Node::new(&name, host, &program, arguments.collect(), logs));
     }
     Ok(nodes)

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use aquifer_client::{Client, ClientError, Consumer, ErrorKind, ReceivedMessage, SubscriptionType};
+use aquifer_client::{
+    Client, ClientError, ClientTlsConfig, Consumer, ErrorKind, ReceivedMessage, SubscriptionType,
+};
 use aquifer_harness::deliveries::{What, line, opened, ranges};
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
@@ -40,6 +42,12 @@ pub struct Consuming {
     /// Where they are.
     #[arg(long)]
     folder: PathBuf,
+    /// The authority of the brokers' certificates.
+    #[arg(long)]
+    ca_file: Option<PathBuf>,
+    /// The token that is shown.
+    #[arg(long)]
+    token_file: Option<PathBuf>,
 }
 
 /// Where a process writes down what it was given of a topic.
@@ -52,7 +60,16 @@ pub fn file(folder: &Path, process: &str, number: usize) -> PathBuf {
 /// # Errors
 /// When something happened that must not.
 pub async fn run(consuming: &Consuming) -> Result<()> {
-    let client = Client::builder().urls(&consuming.urls).build()?;
+    let mut builder = Client::builder()
+        .urls(&consuming.urls)
+        .tls(ClientTlsConfig {
+            ca_file: consuming.ca_file.clone(),
+            ..ClientTlsConfig::default()
+        });
+    if let Some(token) = &consuming.token_file {
+        builder = builder.token_file(token);
+    }
+    let client = builder.build()?;
     let mut all = Vec::new();
     for number in 0..TOPICS {
         let path = file(&consuming.folder, &consuming.name, number);

@@ -80,6 +80,10 @@ pub enum Kind {
     EtcdOutage,
     /// F11: history is compacted under watches.
     Compact,
+    /// All certificates are renewed, and every process looks at them.
+    RotateCertificates,
+    /// Every token that is in use is refused; the files of clients have others.
+    ExpireTokens,
     /// More than is promised: three disks are gone for good at once. Not one of [`ALL`]; a run
     /// with it must end with a violation, which proves that loss is noticed.
     LoseThreeVolumes,
@@ -115,6 +119,9 @@ pub const ALL: [Kind; 27] = [
     Kind::EtcdOutage,
     Kind::Compact,
 ];
+
+/// Those of a run with TLS and authentication.
+pub const OF_SECURITY: [Kind; 2] = [Kind::RotateCertificates, Kind::ExpireTokens];
 
 /// What a fault keeps until it is healed.
 #[derive(Debug)]
@@ -158,9 +165,17 @@ impl Kind {
         )
     }
 
+    /// Whether it concerns certificates or tokens.
+    pub fn is_of_security(self) -> bool {
+        OF_SECURITY.contains(&self)
+    }
+
     /// Whether it concerns bookies.
     pub fn is_of_bookie(self) -> bool {
-        !self.is_of_broker() && !self.is_of_etcd() && !self.is_of_consumer()
+        !self.is_of_broker()
+            && !self.is_of_etcd()
+            && !self.is_of_consumer()
+            && !self.is_of_security()
     }
 
     /// Whether it may happen together with another.
@@ -231,6 +246,8 @@ pub async fn inject(
     }
     if kind.is_of_etcd() {
         of_etcd(cluster, &mut injected).await?;
+    } else if kind.is_of_security() {
+        of_security(cluster, kind).await?;
     } else if kind.is_of_consumer() {
         of_consumers(cluster, rng, &mut injected)?;
     } else if kind.is_of_broker() {
@@ -265,6 +282,21 @@ async fn of_etcd(cluster: &mut Cluster, injected: &mut Injected) -> Result<()> {
             cluster.etcd[leader].kill()
         }
     }
+}
+
+async fn of_security(cluster: &Cluster, kind: Kind) -> Result<()> {
+    let Some(secured) = &cluster.secured else {
+        return Ok(());
+    };
+    if kind == Kind::RotateCertificates {
+        secured.renew_certificates()?;
+        return cluster.reload_certificates();
+    }
+    // The fault beside this one may prevent it.
+    if let Err(error) = secured.expire(&cluster.client()?).await {
+        eprintln!("    tokens are not refused now: {error:#}");
+    }
+    Ok(())
 }
 
 /// Brokers that a fault concerns, the first of which a bookie may be cut off from.

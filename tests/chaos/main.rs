@@ -14,6 +14,7 @@ mod measure;
 mod net;
 mod node;
 mod policy;
+mod secured;
 mod traffic;
 
 use std::collections::BTreeMap;
@@ -76,6 +77,10 @@ struct Args {
     /// consumers come and go: what is confirmed must not come again when brokers hand them over.
     #[arg(long, default_value_t = 0)]
     crowd: usize,
+    /// With TLS between all processes but etcd, authentication and tokens that are good for
+    /// seconds; certificates are renewed and tokens refused as two more faults.
+    #[arg(long, conflicts_with = "measure")]
+    secured: bool,
     /// Instead: measure how long publishing pauses when a bookie is lost, and how fast this many
     /// bytes get their lost copies back.
     #[arg(long, value_name = "BYTES")]
@@ -138,8 +143,8 @@ async fn run(args: &Args) -> Result<()> {
     let mut run = Run {
         rng: SeededRng::new(seed),
         remaining: Vec::new(),
-        kinds: kinds(&args.faults)?,
-        cluster: Cluster::start(&path, binary(), &config)?,
+        kinds: kinds(&args.faults, args.secured)?,
+        cluster: Cluster::start(&path, binary(), &config, args.secured)?,
         counts: BTreeMap::new(),
         slowest_heal: Duration::ZERO,
         replaced: 0,
@@ -156,14 +161,18 @@ async fn run(args: &Args) -> Result<()> {
     result
 }
 
-fn kinds(names: &[String]) -> Result<Vec<Kind>> {
+fn kinds(names: &[String], is_secured: bool) -> Result<Vec<Kind>> {
+    let mut all = fault::ALL.to_vec();
+    if is_secured {
+        all.extend(fault::OF_SECURITY);
+    }
     if names.is_empty() {
-        return Ok(fault::ALL.to_vec());
+        return Ok(all);
     }
     let find = |name: &String| {
-        let mut all = fault::ALL.into_iter().chain([Kind::LoseThreeVolumes]);
-        let found = all.find(|kind| format!("{kind:?}").eq_ignore_ascii_case(name));
-        found.with_context(|| format!("{name} is no fault; there are {:?}", fault::ALL))
+        let mut known = all.iter().copied().chain([Kind::LoseThreeVolumes]);
+        let found = known.find(|kind| format!("{kind:?}").eq_ignore_ascii_case(name));
+        found.with_context(|| format!("{name} is no fault; there are {all:?}"))
     };
     names.iter().map(find).collect()
 }
@@ -181,9 +190,21 @@ struct Run {
 }
 
 impl Run {
+    /// Gives the clients of a cluster with authentication what they may do.
+    async fn admit_clients(&mut self) -> Result<()> {
+        let urls = self.cluster.broker_urls();
+        if let Some(secured) = self.cluster.secured.take() {
+            let admitted = secured.admit(&urls, || self.cluster.revive()).await;
+            self.cluster.secured = Some(secured);
+            admitted?;
+        }
+        Ok(())
+    }
+
     async fn through(&mut self, args: &Args, seed: u64) -> Result<()> {
         let limit = Duration::from_secs(args.heal_seconds);
         policy::set(&mut self.cluster).await?;
+        self.admit_clients().await?;
         let traffic = Traffic::start(&mut self.cluster, args.rate, args.crowd)?;
         self.recover(&traffic, Duration::from_secs(120))
             .await
@@ -215,6 +236,7 @@ impl Run {
         let report = json!({
             "seed": seed,
             "seconds": seconds,
+            "secured": args.secured,
             "acknowledged": acknowledged,
             "acknowledged_in_long_outage": acknowledged_in_outage,
             "messages": counts.messages,

@@ -1,5 +1,5 @@
-//! A short run of the chaos tool: real processes under faults, and the checkers. Longer runs are
-//! `make chaos`.
+//! A short run of the chaos tool with TLS and authentication: real processes under faults, and the
+//! checkers. Longer runs are `make chaos`, and `make chaos ARGS="--secured --seconds 1200"`.
 
 use std::process::Command;
 
@@ -7,13 +7,14 @@ use anyhow::{Result, ensure};
 use aquifer_harness::server::binary;
 
 /// What fits into a minute together with the start and the audit.
-const FAULTS: &str = "KillBookie,KillBroker,MoveBundles,PauseBookie,PowerLossOfAll,Partial,KillEtcdLeader,DrainBroker,CutConsumer,KillConsumer";
+const FAULTS: &str = "KillBookie,KillBroker,MoveBundles,PauseBookie,PowerLossOfAll,Partial,KillEtcdLeader,DrainBroker,CutConsumer,KillConsumer,RotateCertificates,ExpireTokens";
 
 #[test]
 fn nothing_acknowledged_is_lost_in_a_short_run() -> Result<()> {
     let output = Command::new(env!("CARGO_BIN_EXE_chaos"))
         .env("AQUIFER_BIN", binary())
-        .args(["--seconds", "30", "--hold-ms", "2000", "--faults", FAULTS])
+        .args(["--secured", "--seconds", "30"])
+        .args(["--hold-ms", "2000", "--faults", FAULTS])
         .args(["--acknowledged-min", "500"])
         .output()?;
     let said = String::from_utf8_lossy(&output.stderr);
