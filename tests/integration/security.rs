@@ -10,6 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use aquifer_client::{Client, ClientError, Message};
+use aquifer_harness::http;
 use aquifer_harness::wait::until;
 
 use self::support::{Secured, Tool, metrics, text};
@@ -118,7 +119,7 @@ fn the_first_chain_is_proved(secured: &Secured) -> Result<()> {
     ensure!(found["proved_lines"].as_u64() > Some(0), "{found}");
 
     let other = "0".repeat(64);
-    let forged = [&verify[..], &["--key", &other]].concat();
+    let forged = [&verify[..], &["--key", other.as_str()]].concat();
     let forged = secured.run(Some(&secured.admin()), &forged)?;
     ensure!(forged.status.code() == Some(1), "{forged:?}");
     let found: serde_json::Value = serde_json::from_slice(&forged.stdout)?;
@@ -128,6 +129,61 @@ fn the_first_chain_is_proved(secured: &Secured) -> Result<()> {
     let short = secured.run(Some(&secured.admin()), &short)?;
     ensure!(short.status.code() == Some(2), "{short:?}");
     Ok(())
+}
+
+/// The same change by the command line, over gRPC, and over REST: what it leaves and what is
+/// recorded of it differ in the protocol alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_is_the_same_by_the_command_line_and_by_rest() -> Result<()> {
+    let secured = Secured::start().await?;
+    secured.tenant("acme")?;
+    secured.as_admin(&["topic", "create", "acme/shop/one", "--partitions", "2"])?;
+    let token = fs::read_to_string(secured.admin())?;
+    let shown = format!("authorization: Bearer {}", token.trim());
+    let path = "/api/v1/tenants/acme/namespaces/shop/topics";
+    let put = format!("PUT {path}/two");
+    let body = r#"{"partitions": 2}"#;
+    let made = http::rest(&secured.server.http(), &put, &[&shown], body).await?;
+    ensure!(made.status == 201, "{made:?}");
+
+    let mut described = Vec::new();
+    for topic in ["one", "two"] {
+        let get = format!("GET {path}/{topic}");
+        let mut found = http::rest(&secured.server.http(), &get, &[&shown], "")
+            .await?
+            .body;
+        for own in ["topic", "incarnation"] {
+            found[own] = serde_json::Value::Null;
+        }
+        described.push(found);
+    }
+    ensure!(described[0] == described[1], "{described:?}");
+
+    let search = ["audit", "search", "--tenant", "acme", "--output", "json"];
+    let search = [&search[..], &["--request", "create_topic"]].concat();
+    let lines = until("both are in the audit log", async || {
+        let found = secured.as_admin(&search)?;
+        let lines = found.lines().map(serde_json::from_str::<serde_json::Value>);
+        let lines: Vec<_> = lines.collect::<Result<_, _>>()?;
+        Ok((lines.len() == 4).then_some(lines))
+    })
+    .await?;
+    let same = |line: &serde_json::Value| {
+        let fields = [
+            "principal",
+            "auth_method",
+            "action",
+            "tenant",
+            "decision",
+            "grant",
+            "outcome",
+        ];
+        fields.map(|field| line[field].clone())
+    };
+    ensure!(same(&lines[0]) == same(&lines[2]), "{lines:?}");
+    ensure!(same(&lines[1]) == same(&lines[3]), "{lines:?}");
+    ensure!(lines[0]["protocol"] != lines[2]["protocol"], "{lines:?}");
+    secured.server.check_logs()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

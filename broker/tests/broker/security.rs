@@ -1,6 +1,7 @@
 //! Authentication, grants and their decisions (I12): who may do what, that what is forbidden looks
 //! like what is absent, and that sessions end with what allowed them.
 
+mod acceptance;
 mod audit;
 mod audit_topic;
 mod ended;
