@@ -29,7 +29,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::args::properties::key_value;
 
 pub use audit::{AuditCommand, AuditSearch};
-pub use backup::{BackupCommand, WhichBackup};
+pub use backup::{BackupCommand, NewName, WhichBackup};
 pub use cluster::{ClusterCommand, ClusterToolArgs};
 pub use connect::ConnectArgs;
 pub use object::{ObjectCommand, StoreArgs};
@@ -565,6 +565,8 @@ mod tests {
             "backup verify file:///d --deep",
             "backup expire s3://bucket/prefix --keep 7",
             "backup restore file:///d --tenant acme --topic t --dry-run --trim-after 0s",
+            "backup restore file:///d --at 2026-01-31T12:00:00Z --tenant acme --as globex",
+            "backup show file:///d --at 2026-01-31T12:00:00",
             "tenant create acme",
             "tenant list",
             "namespace create acme/shop --policy persistence=3,3,2 --policy retention.time=forever",

@@ -144,11 +144,15 @@ impl Backups {
             url: wanted.url.clone(),
             cluster: wanted.cluster.clone(),
             backup_id: id_bytes(wanted.backup),
-            topic: wanted.topic.to_string(),
+            topic: wanted.target().to_string(),
             parts,
             last_ledger_id: wanted.last_ledger.0,
             trim_after_ms: wanted.trim_after_ms,
             prepare: wanted.prepare,
+            from_topic: match wanted.as_topic {
+                Some(_) => wanted.topic.to_string(),
+                None => String::new(),
+            },
         };
         let call = |mut client: Client| {
             let request = request.clone();

@@ -30,6 +30,18 @@ impl TopicLog {
     /// Nothing is queued and no outcome will come: [`LogError::Overloaded`] when too many bytes
     /// are pending; after any append failed, the same error until [`TopicLog::resume`].
     pub fn append(&self, append: Append, sink: &Arc<dyn AppendSink>) -> Result<Index, LogError> {
+        let wall_ms = self.inner.ctx.ledgers.clock.wall_ms();
+        self.append_at(append, wall_ms, sink)
+    }
+
+    /// Appends as [`TopicLog::append`] does, with a broker time of at least the given one: for an
+    /// entry that had it elsewhere.
+    pub(crate) fn append_at(
+        &self,
+        append: Append,
+        wall_ms: u64,
+        sink: &Arc<dyn AppendSink>,
+    ) -> Result<Index, LogError> {
         let log = &*self.inner;
         let bytes = HEAD_BYTES + append.extensions.len() + append.body.len();
         if append.message_count == 0 || bytes > ENTRY_BYTES_MAX {
@@ -39,10 +51,7 @@ impl TopicLog {
                 append.message_count
             )));
         }
-        let (wall_ms, now) = (
-            log.ctx.ledgers.clock.wall_ms(),
-            log.ctx.ledgers.clock.monotonic(),
-        );
+        let now = log.ctx.ledgers.clock.monotonic();
         let mut guard = log.state.lock();
         let state = &mut *guard;
         log.admit(state, bytes, now)?;

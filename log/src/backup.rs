@@ -5,6 +5,7 @@
 //! that name the same objects: in a place of another cluster these are only read.
 
 mod capture;
+mod copy;
 mod cursors;
 mod source;
 

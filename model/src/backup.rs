@@ -143,6 +143,9 @@ pub struct RestoreTopic {
     pub backup: BackupId,
     /// The topic.
     pub topic: TopicName,
+    /// The name that it gets; `None`: its own. Under another name its entries are written again,
+    /// into ledgers of this cluster.
+    pub as_topic: Option<TopicName>,
     /// Its files.
     pub files: Vec<BackupFile>,
     /// The highest ledger of the whole backup.
@@ -151,6 +154,20 @@ pub struct RestoreTopic {
     pub trim_after_ms: Option<u64>,
     /// Only write it down: its partitions come first.
     pub prepare: bool,
+}
+
+impl RestoreTopic {
+    /// The name that the topic gets.
+    #[must_use]
+    pub fn target(&self) -> &TopicName {
+        self.as_topic.as_ref().unwrap_or(&self.topic)
+    }
+
+    /// Whether it gets another name than it had.
+    #[must_use]
+    pub fn is_renamed(&self) -> bool {
+        *self.target() != self.topic
+    }
 }
 
 /// What became of a topic that was to be brought back.
@@ -164,6 +181,8 @@ pub enum RestoreOutcome {
     Prepared,
     /// The same backup has brought it back before; nothing was changed.
     Done,
+    /// Entries were copied for a topic of another name, and more are left: ask again.
+    Copying,
 }
 
 impl RestoreOutcome {
@@ -175,6 +194,7 @@ impl RestoreOutcome {
             RestoreOutcome::Exists => "exists",
             RestoreOutcome::Prepared => "prepared",
             RestoreOutcome::Done => "done",
+            RestoreOutcome::Copying => "copying",
         }
     }
 }

@@ -2,6 +2,7 @@
 //! order, with its subscriptions, into an empty cluster and into the one that lost it (I10, H14).
 
 mod access;
+mod renamed;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -2,6 +2,7 @@
 //! subscriptions, and last the record by which the topic is seen.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use aquifer_log::backup::{self, BackedUpTopic};
 use aquifer_log::error::LogError;
@@ -10,6 +11,8 @@ use aquifer_metadata::store::Guard;
 use aquifer_model::backup::{BackupTotals, RestoreOutcome, RestoreTopic, Restored};
 use aquifer_model::id::Index;
 use aquifer_model::topic::TopicName;
+use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
+use bytes::Bytes;
 
 use crate::backup::refused;
 use crate::broker::Broker;
@@ -20,14 +23,17 @@ use crate::namespace::check_unreserved;
 
 /// For how long nothing of a restored topic is deleted by policy, if the request does not say.
 const TRIM_AFTER_MS: u64 = 7 * 24 * 60 * 60 * 1000;
+/// How long a request copies entries. The caller asks again for the rest.
+const COPY_MAX: Duration = Duration::from_secs(15);
 
 impl Broker {
-    /// Brings a topic back, unless one of its name is there. Repeated after a failure, it goes on.
+    /// Brings a topic back, unless one of its name is there: to its own name, or as a copy to
+    /// another one. Repeated after a failure, it goes on.
     pub(crate) async fn restore_topic_records(
         &self,
         wanted: RestoreTopic,
     ) -> Result<Restored, BrokerError> {
-        let (topic, shared) = (&wanted.topic, &self.shared);
+        let (topic, shared) = (wanted.target(), &self.shared);
         check_unreserved(topic.namespace().tenant())?;
         // Compared to the end: a deletion of the namespace does not see a topic that is not back
         // yet, and must not find it in its place later.
@@ -42,9 +48,11 @@ impl Broker {
             ..source.totals
         };
         let guards = vec![owned.guard.clone(), namespace];
+        let from = source.record.restored.as_ref();
+        let from = from.map_or_else(Bytes::new, |from| from.incarnation.clone());
         let restored = match self.restore_now(&wanted, source, &owned, guards).await {
             Ok(outcome) => outcome,
-            Err(BrokerError::Log(LogError::AlreadyExists)) => self.existing(&wanted).await?,
+            Err(BrokerError::Log(LogError::AlreadyExists)) => self.existing(&wanted, &from).await?,
             // Another request may have finished it. Whether the topic moved shows by itself.
             Err(BrokerError::Log(LogError::Fenced)) => {
                 shared.namespaces.taking_topics(topic.namespace()).await?;
@@ -55,6 +63,9 @@ impl Broker {
             }
             Err(error) => return Err(error),
         };
+        if restored == RestoreOutcome::Exists && wanted.is_renamed() {
+            return Err(in_the_way(&wanted).into());
+        }
         tracing::info!(%topic, backup = %wanted.backup, outcome = restored.name(), "topic of a backup looked at");
         Ok(Restored {
             outcome: restored,
@@ -69,7 +80,7 @@ impl Broker {
         owned: &Owned,
         guards: Vec<Guard>,
     ) -> Result<RestoreOutcome, BrokerError> {
-        let (topic, ctx) = (&wanted.topic, &self.shared.log);
+        let (topic, ctx) = (wanted.target(), &self.shared.log);
         let mut record = source.record;
         if let Some(restored) = &mut record.restored {
             let pause = wanted.trim_after_ms.unwrap_or(TRIM_AFTER_MS);
@@ -83,13 +94,24 @@ impl Broker {
         if wanted.prepare {
             return Ok(RestoreOutcome::Prepared);
         }
-        backup::reserve_up_to(ctx, wanted.last_ledger).await?;
-        self.check_kept(wanted, source.has_own).await?;
-        let put = restoring.put_ledgers(&source.ledgers).await;
-        put.map_err(refused)?;
-        // What it kept may have been deleted if it was forgotten in between.
-        self.check_kept(wanted, source.has_own).await?;
         let options = self.options(topic, owned).await?;
+        self.check_kept(wanted, source.has_own).await?;
+        if wanted.is_renamed() {
+            // A partitioned topic stores nothing itself.
+            let is_copied = source.ledgers.is_empty()
+                || restoring
+                    .copy(ctx, options, &source.ledgers, COPY_MAX)
+                    .await?;
+            if !is_copied {
+                return Ok(RestoreOutcome::Copying);
+            }
+        } else {
+            backup::reserve_up_to(ctx, wanted.last_ledger).await?;
+            let put = restoring.put_ledgers(&source.ledgers).await;
+            put.map_err(refused)?;
+            // What it kept may have been deleted if it was forgotten in between.
+            self.check_kept(wanted, source.has_own).await?;
+        }
         restoring
             .write_cursors(ctx, options, &source.cursors)
             .await?;
@@ -125,17 +147,34 @@ impl Broker {
         ))
     }
 
-    /// Whether the topic that has the name was brought back from the same backup.
-    async fn existing(&self, wanted: &RestoreTopic) -> Result<RestoreOutcome, BrokerError> {
+    /// Whether the topic that has the name was brought back from the same one of the same backup.
+    async fn existing(
+        &self,
+        wanted: &RestoreTopic,
+        incarnation: &Bytes,
+    ) -> Result<RestoreOutcome, BrokerError> {
         let ctx = Arc::clone(&self.shared.log);
-        let cell = TopicRecordCell::load(ctx, &wanted.topic, Vec::new()).await?;
+        let cell = TopicRecordCell::load(ctx, wanted.target(), Vec::new()).await?;
         let restored = cell.and_then(|cell| cell.record().restored);
-        let is_same = restored.is_some_and(|from| from.backup_id == wanted.backup.0.as_slice());
+        let is_same = restored.is_some_and(|from| {
+            from.backup_id == wanted.backup.0.as_slice() && from.incarnation == *incarnation
+        });
         Ok(match is_same {
             true => RestoreOutcome::Done,
             false => RestoreOutcome::Exists,
         })
     }
+}
+
+/// Another topic has the name that was asked for.
+fn in_the_way(wanted: &RestoreTopic) -> ApiError {
+    let (topic, backup, source) = (wanted.target(), wanted.backup, &wanted.topic);
+    let what = format!(
+        "{topic} exists, and is no copy of {source} of backup {backup}: nothing of it was changed"
+    );
+    ApiError::new(ErrorKind::AlreadyExists, what)
+        .advise("restore under another name, or delete the topic that has this one first")
+        .outcome(Outcome::NotApplied)
 }
 
 /// What the subscriptions of a backup add up to: checked before anything of it is written.

@@ -50,6 +50,7 @@ fn wanted(saved: &Saved, topic: &str) -> RestoreTopic {
         cluster: "test".to_owned(),
         backup: saved.id,
         topic: name(topic),
+        as_topic: None,
         files: saved.files.clone(),
         last_ledger: saved.last,
         trim_after_ms: None,
@@ -175,5 +176,40 @@ async fn a_topic_that_was_terminated_is_brought_back_with_its_end() {
         let producer = harness.try_producer(open("orders", "q")).await;
         let refused = (!expected.is_empty()).then_some(ErrorKind::Terminated);
         assert_eq!(kind(&producer), refused);
+    }
+}
+
+/// A copy comes beside what runs, and nothing is written over (I10).
+#[tokio::test]
+async fn a_topic_comes_back_under_another_name_beside_the_one_that_runs() {
+    let cold = MemoryColdStore::default();
+    let harness = filled(&cold).await;
+    let saved = save(&harness, "orders").await;
+    let broker = &harness.broker;
+    let renamed = |target: &str| RestoreTopic {
+        as_topic: Some(name(target)),
+        ..wanted(&saved, "orders")
+    };
+    for expected in [RestoreOutcome::Restored, RestoreOutcome::Done] {
+        let restored = broker.restore_topic(&ctx(), renamed("copy")).await;
+        assert_eq!(restored.unwrap().outcome, expected);
+    }
+    let mut taken = harness.producer("taken", "p").await;
+    taken.publish(&["t0"]).await;
+    let refused = broker.restore_topic(&ctx(), renamed("taken")).await;
+    let error = refused.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::AlreadyExists, "{error:?}");
+    assert!(error.advice.contains("under another name"), "{error:?}");
+    for (topic, expected) in [("orders", 4), ("copy", 4), ("taken", 1)] {
+        let mut producer = harness.producer(topic, "later").await;
+        producer.publish(&["later"]).await;
+        let mut reader = harness.reader(topic, Place::Earliest).await;
+        let found = reader.take_payloads(expected + 1).await;
+        let before: Vec<String> = match topic {
+            "taken" => vec!["t0".to_owned()],
+            _ => (0..4).map(|number| format!("m{number}")).collect(),
+        };
+        assert_eq!(found[..expected], before, "{topic}");
+        assert_eq!(found[expected], "later", "{topic}");
     }
 }

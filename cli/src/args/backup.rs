@@ -1,12 +1,16 @@
 //! Arguments of backups.
 
-use std::time::Duration;
+mod new_name;
+
+use std::time::{Duration, SystemTime};
 
 use aquifer_model::id::BackupId;
 use aquifer_model::topic::TopicName;
 use clap::{Args, Subcommand};
 
 use crate::args::StoreArgs;
+
+pub use self::new_name::NewName;
 
 /// Which backup.
 #[derive(Debug, Clone, Args)]
@@ -19,6 +23,15 @@ pub struct WhichBackup {
     /// The backup; the newest one unless it is given.
     #[arg(long = "backup", value_name = "ID")]
     pub id: Option<BackupId>,
+
+    /// The newest one that was finished by this time, such as 2026-01-31T12:00:00Z.
+    #[arg(
+        long,
+        value_name = "TIME",
+        value_parser = humantime::parse_rfc3339_weak,
+        conflicts_with = "id"
+    )]
+    pub at: Option<SystemTime>,
 
     /// The cluster that has made it, where several have backups in the place.
     #[arg(long, value_name = "NAME")]
@@ -96,12 +109,17 @@ pub enum BackupCommand {
         /// Only this topic.
         #[arg(long)]
         topic: Option<TopicName>,
+        /// Bring them back under another name, beside what runs: topics of one tenant into another
+        /// tenant, those of one namespace into another namespace, or one topic as another. Their
+        /// messages are written again.
+        #[arg(long = "as", value_name = "TENANT[/NAMESPACE[/TOPIC]]")]
+        new_name: Option<NewName>,
         /// Only show what would be done: tenants, namespaces, policies, topics, subscriptions and
         /// access. Nothing is changed.
         #[arg(long)]
         dry_run: bool,
         /// Bring tokens, grants and revocations back too, where nothing stands in their place.
-        #[arg(long, conflicts_with = "topic")]
+        #[arg(long, conflicts_with_all = ["topic", "new_name"])]
         access: bool,
         /// For how long nothing of the restored topics is deleted by retention or TTL.
         #[arg(

@@ -9,6 +9,7 @@ mod restore;
 mod verify;
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use aquifer_cold::backup::{self, Found, Lists};
 use aquifer_cold::location::{PlaceOfObjects, marker_of};
@@ -17,6 +18,7 @@ use aquifer_model::backup::{BackupScope, BackupTotals};
 use aquifer_model::place::rfc3339_ms;
 use aquifer_proto::convert::backup::scope;
 use aquifer_proto::v1;
+use aquifer_runtime::clock;
 use serde_json::{Value, json};
 
 use crate::args::{BackupCommand, StoreArgs, WhichBackup};
@@ -57,6 +59,7 @@ pub async fn run(command: BackupCommand, connect: &Connect, out: &Output) -> Res
             which,
             tenant,
             topic,
+            new_name,
             dry_run,
             access,
             trim_after,
@@ -65,6 +68,7 @@ pub async fn run(command: BackupCommand, connect: &Connect, out: &Output) -> Res
             let wanted = restore::Wanted {
                 tenant,
                 topic,
+                new_name,
                 dry_run,
                 access,
                 trim_after,
@@ -142,10 +146,18 @@ async fn pick(store: &dyn ColdStore, which: &WhichBackup) -> Result<Found, CliEr
             let is_it = which.id.is_none_or(|id| id == found.id);
             found.has_root && is_it
         });
-        newest.extend(whole.next_back());
+        match which.at {
+            None => newest.extend(whole.next_back()),
+            Some(at) => newest.extend(newest_at(store, whole.collect(), at).await?),
+        }
     }
     match newest.as_slice() {
         [one] => Ok(one.clone()),
+        [] if which.at.is_some() => Err(CliError::failed(format!(
+            "{} has no backup that was finished by then",
+            which.place
+        ))
+        .advise("see when they were made with `aquifer backup list`, and give a later time")),
         [] => Err(
             CliError::failed(format!("{} has no such backup", which.place))
                 .advise("list them with `aquifer backup list`; one without a root does not count"),
@@ -159,6 +171,29 @@ async fn pick(store: &dyn ColdStore, which: &WhichBackup) -> Result<Found, CliEr
             )
         }
     }
+}
+
+/// The newest of the backups of a cluster that was finished by a time: none of its topics has
+/// anything that is later.
+async fn newest_at(
+    store: &dyn ColdStore,
+    oldest_first: Vec<Found>,
+    at: SystemTime,
+) -> Result<Option<Found>, CliError> {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let at_ms = clock::millis(since);
+    for found in oldest_first.into_iter().rev() {
+        // Ids begin with the time at which the backup began.
+        let [a, b, c, d, e, f, ..] = found.id.0;
+        if u64::from_be_bytes([0, 0, a, b, c, d, e, f]) > at_ms {
+            continue;
+        }
+        let root = backup::read_root(store, &found.cluster, found.id).await;
+        if root.map_err(failed)?.finished_ms <= at_ms {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
 async fn list(url: &str, args: &StoreArgs, out: &Output) -> Result<(), CliError> {
@@ -186,6 +221,7 @@ async fn list(url: &str, args: &StoreArgs, out: &Output) -> Result<(), CliError>
                     "cluster": cluster,
                     "backup": found.id.to_string(),
                     "created": rfc3339_ms(root.created_ms),
+                    "finished": rfc3339_ms(root.finished_ms),
                     "scope": scope,
                     "topics": root.topics,
                     "bytes": root.bytes,

@@ -91,8 +91,11 @@ fn record_of(wanted: &RestoreTopic, parts: &TopicParts, totals: &BackupTotals) -
         key_hash: head.key_hash,
         terminated: head.terminated,
         trimmed_index: totals.first.0,
-        // Positions rise along a topic.
-        last_ledger_id: totals.last_ledger,
+        // Positions rise along a topic. A copy gets ledgers of its own.
+        last_ledger_id: match wanted.is_renamed() {
+            true => 0,
+            false => totals.last_ledger,
+        },
         restored: Some(v1::RestoredFrom {
             backup_id: Bytes::copy_from_slice(&wanted.backup.0),
             incarnation: head.incarnation.clone(),

@@ -276,7 +276,11 @@ fn gone_on() -> LogError {
 
 /// Whether a record was begun for what is wanted now.
 fn is_same(found: &v1::TopicRecord, wanted: &v1::TopicRecord) -> bool {
-    let of = |record: &v1::TopicRecord| record.restored.as_ref().map(|r| r.backup_id.clone());
+    // Which topic of which backup: under this name it may be a copy of any.
+    let of = |record: &v1::TopicRecord| {
+        let from = record.restored.as_ref();
+        from.map(|from| (from.backup_id.clone(), from.incarnation.clone()))
+    };
     of(found) == of(wanted) && found.ranges == wanted.ranges
 }
 

@@ -1,6 +1,7 @@
 //! Ledgers that go into objects and are read from there.
 
 mod backups;
+mod copies;
 mod failures;
 mod faults;
 mod listing;

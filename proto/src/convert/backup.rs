@@ -87,6 +87,7 @@ impl From<RestoreOutcome> for v1::RestoreOutcome {
             RestoreOutcome::Exists => v1::RestoreOutcome::Exists,
             RestoreOutcome::Prepared => v1::RestoreOutcome::Prepared,
             RestoreOutcome::Done => v1::RestoreOutcome::Done,
+            RestoreOutcome::Copying => v1::RestoreOutcome::Copying,
         }
     }
 }
@@ -99,6 +100,7 @@ pub fn outcome(wire: v1::RestoreOutcome) -> Option<RestoreOutcome> {
         v1::RestoreOutcome::Exists => RestoreOutcome::Exists,
         v1::RestoreOutcome::Prepared => RestoreOutcome::Prepared,
         v1::RestoreOutcome::Done => RestoreOutcome::Done,
+        v1::RestoreOutcome::Copying => RestoreOutcome::Copying,
         v1::RestoreOutcome::Unspecified => return None,
     })
 }

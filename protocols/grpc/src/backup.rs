@@ -131,9 +131,15 @@ fn check_cluster(name: &str) -> ApiResult<()> {
 
 fn restore_request(r: v1::RestoreTopicRequest) -> ApiResult<RestoreTopic> {
     check_cluster(&r.cluster)?;
+    let target = topic(&r.topic)?;
+    let (topic, as_topic) = match r.from_topic.as_str() {
+        "" => (target, None),
+        from => (topic(from)?, Some(target)),
+    };
     Ok(RestoreTopic {
         backup: id(&r.backup_id)?,
-        topic: topic(&r.topic)?,
+        topic,
+        as_topic,
         files: files(r.parts).map_err(invalid)?,
         url: r.url,
         cluster: r.cluster,

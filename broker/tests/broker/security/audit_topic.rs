@@ -81,6 +81,7 @@ async fn the_tenant_of_the_topic_is_neither_deleted_nor_restored_into() {
         cluster: "test".to_owned(),
         backup: BackupId([1; 16]),
         topic: name("aquifer/system/other"),
+        as_topic: None,
         files: Vec::new(),
         last_ledger: LedgerId(1),
         trim_after_ms: None,

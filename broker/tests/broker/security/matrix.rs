@@ -178,6 +178,7 @@ fn restore() -> RestoreTopic {
         cluster: "c".to_owned(),
         backup: BackupId([1; 16]),
         topic: topic(),
+        as_topic: None,
         files: Vec::new(),
         last_ledger: LedgerId(1),
         trim_after_ms: None,

@@ -16,8 +16,9 @@ use aquifer_model::topic::{NamespaceName, RESERVED_TENANT, TopicName};
 use aquifer_proto::convert::backup::files;
 use aquifer_proto::v1;
 use aquifer_runtime::clock;
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::args::NewName;
 use crate::commands::backup::failures::{Failures, Trouble};
 use crate::commands::backup::{Opened, id_of, topic_object};
 use crate::commands::object::failed;
@@ -28,15 +29,39 @@ use crate::output::Output;
 pub(super) struct Wanted {
     pub(super) tenant: Option<String>,
     pub(super) topic: Option<TopicName>,
+    pub(super) new_name: Option<NewName>,
     pub(super) dry_run: bool,
     pub(super) access: bool,
     pub(super) trim_after: Duration,
 }
 
-/// A topic of the backup, with its name.
+/// A topic of the backup, with its name, and the other one that it gets.
 struct Topic<'a> {
     name: TopicName,
+    new_name: Option<TopicName>,
     entry: &'a v1::BackupTopicEntry,
+}
+
+impl Topic<'_> {
+    fn target(&self) -> &TopicName {
+        self.new_name.as_ref().unwrap_or(&self.name)
+    }
+
+    /// What it is called in texts.
+    fn said(&self) -> String {
+        match &self.new_name {
+            Some(new_name) => format!("{} as {new_name}", self.entry.topic),
+            None => self.entry.topic.clone(),
+        }
+    }
+
+    fn object(&self, outcome: &str, totals: &BackupTotals) -> Value {
+        let mut object = topic_object(&self.entry.topic, outcome, totals);
+        if let Some(new_name) = &self.new_name {
+            object["as"] = json!(new_name.to_string());
+        }
+        object
+    }
 }
 
 pub(super) async fn run(
@@ -47,6 +72,10 @@ pub(super) async fn run(
 ) -> Result<(), CliError> {
     let lists = opened.lists().await?;
     let (topics, scopes) = (chosen(&lists, wanted)?, Scopes::of(&lists, wanted)?);
+    if let Some(new_name) = &wanted.new_name {
+        let namespaces = scopes.namespaces.iter().map(|(name, _)| name);
+        new_name.check(topics.iter().map(|topic| &topic.name), namespaces)?;
+    }
     let has_access = wanted.access && !lists.access.is_empty();
     let has_others = !scopes.is_empty() || has_access;
     if topics.is_empty() && (wanted.topic.is_some() || !has_others) {
@@ -63,6 +92,7 @@ pub(super) async fn run(
         admin,
         id: id_of(&opened.root)?,
         trim_after_ms: clock::millis(wanted.trim_after),
+        new_name: wanted.new_name.as_ref(),
         out,
     };
     run.scopes(&scopes).await?;
@@ -117,6 +147,19 @@ impl<'a> Scopes<'a> {
         })
     }
 
+    /// The name that a namespace gets.
+    fn name_of(
+        name: &NamespaceName,
+        new_name: Option<&NewName>,
+    ) -> Result<NamespaceName, CliError> {
+        match new_name {
+            Some(new_name) => new_name
+                .namespace(name)
+                .map_err(|error| CliError::usage(format!("{name}: its new name: {error}"))),
+            None => Ok(name.clone()),
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.tenants.is_empty() && self.namespaces.is_empty()
     }
@@ -139,7 +182,15 @@ fn chosen<'a>(lists: &'a Lists, wanted: &Wanted) -> Result<Vec<Topic<'a>>, CliEr
         let is_all = wanted.tenant.is_none() && wanted.topic.is_none();
         let is_left_out = is_all && name.namespace().tenant() == RESERVED_TENANT;
         if of_tenant && of_topic && !is_left_out {
-            topics.push(Topic { name, entry });
+            let new_name = wanted.new_name.as_ref().map(|new| new.topic(&name));
+            let new_name = new_name.transpose().map_err(|error| {
+                CliError::usage(format!("{}: its new name: {error}", entry.topic))
+            })?;
+            topics.push(Topic {
+                name,
+                new_name,
+                entry,
+            });
         }
     }
     Ok(topics)
@@ -159,6 +210,7 @@ struct Run<'a> {
     admin: Admin,
     id: BackupId,
     trim_after_ms: u64,
+    new_name: Option<&'a NewName>,
     out: &'a Output,
 }
 
@@ -166,21 +218,30 @@ impl Run<'_> {
     /// Tenants and namespaces, with their policies where none are set.
     async fn scopes(&self, scopes: &Scopes<'_>) -> Result<(), CliError> {
         for tenant in &scopes.tenants {
-            match self.admin.create_tenant(&tenant.tenant).await {
+            let name = self
+                .new_name
+                .map_or(tenant.tenant.as_str(), NewName::tenant);
+            match self.admin.create_tenant(name).await {
                 // It is one that each cluster has, or a run was interrupted before its policies.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 created => created?,
             }
-            let scope = PolicyScope::Tenant(tenant.tenant.clone());
-            self.set(&scope, tenant.policies.clone()).await?;
+            if self.new_name.is_none_or(NewName::is_of_tenant) {
+                let scope = PolicyScope::Tenant(name.to_owned());
+                self.set(&scope, tenant.policies.clone()).await?;
+            }
         }
         for (name, namespace) in &scopes.namespaces {
             let policies = policies_of(namespace.policies.clone())?;
-            let created = self.admin.create_namespace(&namespace.namespace, policies);
+            let name = Scopes::name_of(name, self.new_name)?;
+            let text = name.to_string();
+            let created = self.admin.create_namespace(&text, policies);
             match created.await {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                    let scope = PolicyScope::Namespace(name.clone());
-                    self.set(&scope, namespace.policies.clone()).await?;
+                    if self.new_name.is_none_or(NewName::is_of_namespace) {
+                        let scope = PolicyScope::Namespace(name);
+                        self.set(&scope, namespace.policies.clone()).await?;
+                    }
                 }
                 created => drop(created?),
             }
@@ -371,12 +432,11 @@ impl Run<'_> {
         let (outcome, totals) = (restored.outcome, restored.totals);
         let name = outcome.name();
         if self.out.is_json() {
-            self.out
-                .object(&topic_object(&topic.entry.topic, name, &totals))?;
+            self.out.object(&topic.object(name, &totals))?;
         } else {
             self.out.line(format!(
                 "{}: {name}, indexes {} to before {}, {} entries, {} bytes, {} subscriptions",
-                topic.entry.topic,
+                topic.said(),
                 totals.first,
                 totals.end,
                 totals.entries,
@@ -395,20 +455,26 @@ impl Run<'_> {
             cluster: root.cluster.clone(),
             backup: self.id,
             topic: topic.name.clone(),
+            as_topic: topic.new_name.clone(),
             files: parts.map_err(|reason| Trouble::Topic(CliError::failed(reason)))?,
             last_ledger: LedgerId(root.last_ledger_id),
             trim_after_ms: Some(self.trim_after_ms),
             prepare,
         };
-        let restored = self.client.backups().restore(&wanted).await;
-        let restored = restored.map_err(|error| Trouble::of_backup(error, self.id))?;
+        let restored = loop {
+            let restored = self.client.backups().restore(&wanted).await;
+            let restored = restored.map_err(|error| Trouble::of_backup(error, self.id))?;
+            if restored.outcome != RestoreOutcome::Copying {
+                break restored;
+            }
+        };
         // One that is done may have been interrupted before its policies were set.
         let is_back = matches!(
             restored.outcome,
             RestoreOutcome::Restored | RestoreOutcome::Done
         );
         if is_back && topic.name.partition().is_none() {
-            let scope = PolicyScope::Topic(topic.name.clone());
+            let scope = PolicyScope::Topic(topic.target().clone());
             self.set(&scope, topic.entry.policies.clone()).await?;
         }
         Ok(restored)

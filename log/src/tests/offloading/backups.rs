@@ -64,12 +64,13 @@ pub(super) async fn delete(world: &World, owner: &Owner) {
     world.reap(owner).await;
 }
 
-fn wanted(backup: &Backup) -> RestoreTopic {
+pub(super) fn wanted(backup: &Backup) -> RestoreTopic {
     RestoreTopic {
         url: URL.to_owned(),
         cluster: "test".to_owned(),
         backup: backup.id,
         topic: topic(),
+        as_topic: None,
         files: backup.files.clone(),
         last_ledger: backup.last,
         trim_after_ms: None,

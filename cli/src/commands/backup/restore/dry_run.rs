@@ -9,8 +9,9 @@ use aquifer_model::topic::TopicName;
 use aquifer_proto::v1;
 use serde_json::json;
 
+use crate::args::NewName;
 use crate::commands::backup::restore::{Scopes, Topic, Wanted, exists, policies_of};
-use crate::commands::backup::{topic_object, topics_table, totals_of};
+use crate::commands::backup::{topics_table, totals_of};
 use crate::exit::CliError;
 use crate::output::{Output, Table};
 
@@ -33,6 +34,7 @@ struct Total {
     bytes: u64,
     ledgers: u64,
     subscriptions: u64,
+    copied_bytes: u64,
 }
 
 pub(super) async fn run(
@@ -43,11 +45,11 @@ pub(super) async fn run(
     admin: &Admin,
     out: &Output,
 ) -> Result<(), CliError> {
-    let mut rows = of_scopes(scopes, admin).await?;
+    let mut rows = of_scopes(scopes, wanted.new_name.as_ref(), admin).await?;
     let there = there(topics, admin).await?;
     for topic in topics {
-        let scope = PolicyScope::Topic(topic.name.clone());
-        if topic.name.partition().is_none() && !there.contains(&topic.name) {
+        let scope = PolicyScope::Topic(topic.target().clone());
+        if topic.name.partition().is_none() && !there.contains(topic.target()) {
             rows.extend(policies(&scope, topic.entry.policies.clone(), None)?);
         }
     }
@@ -57,10 +59,15 @@ pub(super) async fn run(
 }
 
 /// Tenants and namespaces with their policies.
-async fn of_scopes(scopes: &Scopes<'_>, admin: &Admin) -> Result<Vec<Row>, CliError> {
+async fn of_scopes(
+    scopes: &Scopes<'_>,
+    new_name: Option<&NewName>,
+    admin: &Admin,
+) -> Result<Vec<Row>, CliError> {
     let tenants: BTreeSet<String> = admin.list_tenants().await?.into_iter().collect();
     let mut namespaces: BTreeSet<String> = BTreeSet::new();
     let wanted = scopes.namespaces.iter().map(|(name, _)| name.tenant());
+    let wanted = wanted.map(|tenant| new_name.map_or(tenant, NewName::tenant));
     for tenant in wanted.collect::<BTreeSet<&str>>() {
         if tenants.contains(tenant) {
             namespaces.extend(admin.list_namespaces(tenant).await?);
@@ -68,26 +75,25 @@ async fn of_scopes(scopes: &Scopes<'_>, admin: &Admin) -> Result<Vec<Row>, CliEr
     }
     let mut rows = Vec::new();
     for tenant in &scopes.tenants {
-        let (name, saved) = (&tenant.tenant, tenant.policies.clone());
-        let scope = PolicyScope::Tenant(name.clone());
+        let name = new_name.map_or(tenant.tenant.as_str(), NewName::tenant);
         let is_there = tenants.contains(name);
         rows.push(row("tenant", name, is_there));
-        rows.extend(policies(
-            &scope,
-            saved,
-            own(&scope, is_there, admin).await?,
-        )?);
+        if new_name.is_none_or(NewName::is_of_tenant) {
+            let scope = PolicyScope::Tenant(name.to_owned());
+            let own = own(&scope, is_there, admin).await?;
+            rows.extend(policies(&scope, tenant.policies.clone(), own)?);
+        }
     }
     for (name, namespace) in &scopes.namespaces {
-        let (text, saved) = (&namespace.namespace, namespace.policies.clone());
-        let scope = PolicyScope::Namespace(name.clone());
-        let is_there = namespaces.contains(text);
-        rows.push(row("namespace", text, is_there));
-        rows.extend(policies(
-            &scope,
-            saved,
-            own(&scope, is_there, admin).await?,
-        )?);
+        let name = Scopes::name_of(name, new_name)?;
+        let text = name.to_string();
+        let is_there = namespaces.contains(&text);
+        rows.push(row("namespace", &text, is_there));
+        if !is_there || new_name.is_none_or(NewName::is_of_namespace) {
+            let scope = PolicyScope::Namespace(name);
+            let own = own(&scope, is_there, admin).await?;
+            rows.extend(policies(&scope, namespace.policies.clone(), own)?);
+        }
     }
     Ok(rows)
 }
@@ -196,12 +202,13 @@ fn access(lists: &Lists, wanted: &Wanted, out: &Output) -> Result<(), CliError> 
 async fn there(topics: &[Topic<'_>], admin: &Admin) -> Result<BTreeSet<TopicName>, CliError> {
     let mut there: BTreeSet<TopicName> = BTreeSet::new();
     for topic in topics {
-        let is_there = match topic.name.partition() {
-            Some(_) => there.contains(&topic.name.base()),
-            None => exists(&topic.name, admin).await?,
+        let target = topic.target();
+        let is_there = match target.partition() {
+            Some(_) => there.contains(&target.base()),
+            None => exists(target, admin).await?,
         };
         if is_there {
-            there.insert(topic.name.clone());
+            there.insert(target.clone());
         }
     }
     Ok(there)
@@ -215,7 +222,7 @@ fn show_topics(
     let (mut rows, mut total) = (Vec::new(), Total::default());
     for topic in topics {
         let totals = totals_of(topic.entry);
-        let state = match there.contains(&topic.name) {
+        let state = match there.contains(topic.target()) {
             true => EXISTS,
             false => {
                 total.topics += u64::from(topic.name.partition().is_none());
@@ -223,10 +230,13 @@ fn show_topics(
                 total.bytes += totals.bytes;
                 total.ledgers += totals.ledgers;
                 total.subscriptions += totals.subscriptions;
+                if topic.new_name.is_some() {
+                    total.copied_bytes += totals.bytes;
+                }
                 RESTORED
             }
         };
-        rows.push((topic.entry.topic.clone(), state.to_owned(), totals));
+        rows.push((topic, state.to_owned(), totals));
     }
     let Total {
         topics,
@@ -234,10 +244,11 @@ fn show_topics(
         bytes,
         ledgers,
         subscriptions,
+        copied_bytes,
     } = total;
     if out.is_json() {
         for (topic, state, totals) in &rows {
-            out.object(&topic_object(topic, state, totals))?;
+            out.object(&topic.object(state, totals))?;
         }
         return out.object(&json!({"total": {
             "topics": topics,
@@ -245,15 +256,21 @@ fn show_topics(
             "bytes": bytes,
             "ledgers": ledgers,
             "subscriptions": subscriptions,
-            "copied_bytes": 0,
+            "copied_bytes": copied_bytes,
         }}));
     }
     if !rows.is_empty() {
-        out.table(&topics_table(rows.into_iter()))?;
+        let rows = rows.into_iter();
+        let rows = rows.map(|(topic, state, totals)| (topic.said(), state, totals));
+        out.table(&topics_table(rows))?;
     }
     out.line(format!(
         "{topics} topics, {messages} messages, {bytes} bytes in {ledgers} ledgers, {subscriptions} \
-         subscriptions; no bytes are copied: they are read from the objects of the backup"
+         subscriptions; {}",
+        match copied_bytes {
+            0 => "no bytes are copied: they are read from the objects of the backup".to_owned(),
+            copied => format!("{copied} bytes are written again, under their new names"),
+        }
     ))?;
     out.line("messages that are not acknowledged in the backup are delivered again")
 }
