@@ -38,7 +38,8 @@ pub use policy::{
     BacklogPart, CountName, OffloadPart, PolicyCommand, PolicyValue, RateName, RatePart,
 };
 pub use roles::{
-    AutorecoveryArgs, BookieArgs, BrokerArgs, ClusterArgs, DevArgs, DevChildArgs, StandaloneArgs,
+    AutorecoveryArgs, BookieArgs, BrokerArgs, ClusterArgs, DevArgs, DevChildArgs, OffloaderArgs,
+    StandaloneArgs,
 };
 pub use security::{
     AccessCommand, CompletionArgs, ContextCommand, GrantCommand, RoleCommand, ScopeArgs,
@@ -112,6 +113,8 @@ pub enum Command {
     Broker(BrokerArgs),
     /// Run a repair worker and a candidate for the auditor, beside or instead of those in bookies.
     Autorecovery(AutorecoveryArgs),
+    /// Write closed ledgers into objects, for brokers that leave it to offloaders.
+    Offloader(OffloaderArgs),
     /// Run a cluster on this machine: etcd, bookies and brokers as processes of their own.
     Dev(DevArgs),
     /// Become another program that ends with the process that started it.

@@ -2,8 +2,8 @@
 //! of their own.
 //!
 //! Files of a directory: `ca.pem` and `ca.key`; `server` for the ports of clients; `broker`,
-//! `bookie`, `autorecovery` and `tool` for connections inside the cluster; `user-NAME`. Each has a
-//! `.pem` and a `.key`.
+//! `bookie`, `autorecovery`, `offloader` and `tool` for connections inside the cluster;
+//! `user-NAME`. Each has a `.pem` and a `.key`.
 
 use std::fs;
 use std::io::Write as _;
@@ -293,6 +293,7 @@ mod tests {
             "broker",
             "bookie",
             "autorecovery",
+            "offloader",
             "tool",
             "user-alice",
         ] {

@@ -102,6 +102,7 @@ async fn dispatch(
         },
         Command::Broker(args) => roles::broker::run(args, began, out).await,
         Command::Autorecovery(args) => roles::autorecovery::run(args, began, out).await,
+        Command::Offloader(args) => roles::offloader::run(args, began, out).await,
         Command::Dev(args) => roles::dev::run(args, began, out).await,
         Command::DevChild(args) => roles::dev::child::run(args),
         Command::Produce(args) => commands::produce::run(args, connect, out).await,

@@ -11,6 +11,7 @@ pub mod broker;
 pub mod cold;
 pub mod dev;
 pub mod membership;
+pub mod offloader;
 pub mod process;
 pub mod serving;
 pub mod settings;

@@ -28,7 +28,7 @@ fn the_configuration_is_layered_and_hides_secrets() {
         ("AQUIFER_ETCD_USER", "me"),
         ("AQUIFER_ETCD_PASSWORD", "hunter2"),
     ];
-    for role in ["bookie", "broker", "autorecovery"] {
+    for role in ["bookie", "broker", "autorecovery", "offloader"] {
         let words = [role, "--check-config", "--output", "json", "--cluster", "c"];
         let (code, printed, said) = run(&words, &environment);
         assert_eq!(code, Some(0), "{said}");

@@ -30,7 +30,13 @@ fn named(page: &str) -> BTreeSet<&str> {
 #[test]
 fn settings_in_the_reference_exist() {
     let mut known = BTreeSet::new();
-    for role in ["standalone", "bookie", "broker", "autorecovery"] {
+    for role in [
+        "standalone",
+        "bookie",
+        "broker",
+        "autorecovery",
+        "offloader",
+    ] {
         let output = Command::new(env!("CARGO_BIN_EXE_aquifer"))
             .args([role, "--check-config", "--output", "json"])
             .output()

@@ -174,7 +174,7 @@ REPAIR = [
 ]
 
 PROCESSES = [
-    panel("Up", "short", (f'up{{{C}, job=~"bookie|broker|autorecovery|standalone"}}', "{{job}} {{instance}}")),
+    panel("Up", "short", (f'up{{{C}, job=~"bookie|broker|autorecovery|offloader|standalone"}}', "{{job}} {{instance}}")),
     panel("Serves", "short", (f"aquifer_process_ready{{{C}}}", "{{job}} {{instance}}"), about="1 while /readyz says so."),
     panel("CPU", "short", (rate("aquifer_process_cpu_seconds_total", "job, instance"), "{{job}} {{instance}}"), about="Cores in use."),
     panel("Memory", "bytes", (f"aquifer_process_resident_bytes{{{C}}}", "{{job}} {{instance}}")),

@@ -23,7 +23,7 @@ CHART = HERE / "aquifer"
 GOLDEN = HERE / "immutable.json"
 VERSIONS = ["1.30", "1.32", "1.34", "1.37"]
 # Containers that run a server.
-ROLES = {"bookie", "broker", "autorecovery", "standalone"}
+ROLES = {"bookie", "broker", "autorecovery", "offloader", "standalone"}
 # Kinds of operators that need not be there.
 FOREIGN = {"PodMonitor", "ServiceMonitor", "PrometheusRule", "Certificate"}
 
@@ -70,6 +70,8 @@ GOOD = {
                   'bookie.tolerations=[{"key":"storage","operator":"Exists"}]', "--set-json",
                   'bookie.podAnnotations={"a":"b"}', "--set-json", 'bookie.extraEnv=[{"name":"A","value":"b"}]',
                   "--set", "image.pullSecrets={one,two},bookie.updateStrategy=OnDelete"],
+    "offloaders": ["--set", "config.broker.cold.store=s3://bucket/prefix,offloader.replicas=2"
+                   ",config.offloader.cold.workers_max=8"],
     "backups": ["--set", "config.broker.cold.store=s3://bucket/prefix,config.common.cold.endpoint=https://s3:9000"
                 ",backup.schedule=17 2 * * *,backup.tenant=acme,backup.keysSecret=keys"],
     "backups with certificates": ["--set", TLS, "--set", CERT_MANAGER, "--set", "auth.enabled=true,backup.tokenSecret=t"
@@ -111,6 +113,7 @@ BAD = {
     "standalone in production": (["-f", "presets/dev.yaml", "--set", "production=true"], "standalone"),
     "a budget that stops writes": (["--set", "pdb.bookieMaxUnavailable=2"], "write - ack"),
     "no repair": (["--set", "bookie.autorecovery=false"], "autorecovery.replicas"),
+    "offloaders without a place": (["--set", "offloader.replicas=1"], "cold.store"),
     "tls without secrets": (["--set", TLS], "give the Secret"),
     "tls of clients alone": (["--set", "tls.clients.enabled=true,tls.clients.existingSecret=c"], "tls.internal.enabled"),
     "client certificates without authority": (["--set", TLS, "--set", CERT_MANAGER, "--set",

@@ -13,7 +13,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-ROLES = ("standalone", "broker", "bookie", "autorecovery")
+ROLES = ("standalone", "broker", "bookie", "autorecovery", "offloader")
 
 
 def effective(program: str, role: str, *options: str) -> dict:

@@ -15,6 +15,7 @@
 
 pub mod orphans;
 pub mod replacing;
+pub mod tasks;
 
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys::{self, Key};

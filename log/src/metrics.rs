@@ -145,7 +145,7 @@ impl LogMetrics {
     /// Shows what is behind policy, what of objects is under way, and how full caches serve.
     pub fn watch_tier(meter: &Meter, tier: &Arc<ColdTier>, clock: &SharedClock) {
         type Figure = fn(&ColdTier, u64) -> u64;
-        let gauges: [(&'static str, Figure); 7] = [
+        let gauges: [(&'static str, Figure); 9] = [
             ("aquifer_log_pressed_bookies", |tier, _| {
                 tier.pressure.bookies().len() as u64
             }),
@@ -171,6 +171,16 @@ impl LogMetrics {
             ("aquifer_log_objects_dying", |tier, _| {
                 tier.figures.under_way().1
             }),
+            ("aquifer_log_offload_tasks", |tier, _| {
+                tier.figures.tasks().0
+            }),
+            (
+                "aquifer_log_offload_tasks_age_seconds",
+                |tier, now_ms| match tier.figures.tasks().1 {
+                    0 => 0,
+                    since_ms => now_ms.saturating_sub(since_ms) / 1000,
+                },
+            ),
         ];
         for (name, figure) in gauges {
             let (tier, clock) = (Arc::clone(tier), Arc::clone(clock));

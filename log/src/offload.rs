@@ -13,6 +13,7 @@
 
 pub mod audit;
 pub mod figures;
+pub mod offloader;
 pub mod planned;
 pub mod pressure;
 pub mod reaper;
@@ -22,6 +23,7 @@ pub mod tier;
 mod care;
 mod due;
 mod known;
+mod left;
 pub(crate) mod upload;
 
 pub use care::Offloading;

@@ -105,6 +105,10 @@ pub enum Key {
     Upload(AttemptId),
     /// `od/ATTEMPT`: an object that is to be deleted.
     DyingObject(AttemptId),
+    /// `offloads/ID`: a ledger that is left to offloaders.
+    OffloadTask(LedgerId),
+    /// `offloaders/ID`: a living offloader (leased).
+    Offloader(BrokerId),
     /// `backups/ID`: a backup, for which objects are kept.
     Backup(BackupId),
     /// `restores/T/N/NAME`: the record of a topic that is being restored.
@@ -341,6 +345,22 @@ pub fn dying_object(attempt: AttemptId) -> String {
 /// What begins the keys of objects that are to be deleted.
 pub const DYING_OBJECTS_PREFIX: &str = "od/";
 
+/// Key of a ledger that is left to offloaders. The number is padded, so that scans are in order.
+pub fn offload_task(ledger: LedgerId) -> String {
+    format!("{OFFLOAD_TASKS_PREFIX}{:016}", ledger.0)
+}
+
+/// What begins the keys of ledgers that are left to offloaders.
+pub const OFFLOAD_TASKS_PREFIX: &str = "offloads/";
+
+/// Key of a living offloader.
+pub fn offloader(offloader: BrokerId) -> String {
+    format!("{OFFLOADERS_PREFIX}{offloader}")
+}
+
+/// What begins the keys of living offloaders.
+pub const OFFLOADERS_PREFIX: &str = "offloaders/";
+
 /// Key of a backup.
 #[must_use]
 pub fn backup(backup: BackupId) -> String {
@@ -521,7 +541,8 @@ pub fn partition_of(key: &str) -> MetadataResult<Partition<'_>> {
         | Key::UnderReplicated(_)
         | Key::Deletion(_)
         | Key::Upload(_)
-        | Key::DyingObject(_) => Partition::OfOwner,
+        | Key::DyingObject(_)
+        | Key::OffloadTask(_) => Partition::OfOwner,
         Key::Tenant(_)
         | Key::Broker(_)
         | Key::Bookie(_)
@@ -539,6 +560,7 @@ pub fn partition_of(key: &str) -> MetadataResult<Partition<'_>> {
         | Key::Forgotten(_)
         | Key::AuditEnds
         | Key::Location(_)
+        | Key::Offloader(_)
         | Key::Backup(_) => Partition::Named(CLUSTER_PARTITION.into()),
     })
 }
@@ -595,6 +617,8 @@ impl fmt::Display for Key {
             Key::Location(number) => location(*number),
             Key::Upload(attempt) => upload(*attempt),
             Key::DyingObject(attempt) => dying_object(*attempt),
+            Key::OffloadTask(id) => offload_task(*id),
+            Key::Offloader(id) => offloader(*id),
             Key::Backup(id) => backup(*id),
             Key::Restoring(name) => restoring(name),
         })
@@ -658,6 +682,8 @@ fn parse(text: &str) -> Option<Key> {
         ["locations", number] => Key::Location(number.parse().ok()?),
         ["oc", attempt] => Key::Upload(attempt.parse().ok()?),
         ["od", attempt] => Key::DyingObject(attempt.parse().ok()?),
+        ["offloads", id] => Key::OffloadTask(ledger_id(id)?),
+        ["offloaders", id] => Key::Offloader(id.parse().ok()?),
         ["backups", id] => Key::Backup(id.parse().ok()?),
         ["restores", tenant, namespace, topic] => {
             Key::Restoring(topic_name(tenant, namespace, topic)?)

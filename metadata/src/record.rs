@@ -93,6 +93,8 @@ records! {
     UploadRecord = Upload / "upload",
     DyingObjectRecord = DyingObject / "dying object",
     BackupRecord = Backup / "backup",
+    OffloadTaskRecord = OffloadTask / "offload task",
+    OffloaderRecord = Offloader / "offloader",
 }
 
 /// The version of a tenant's record that is marked for its deletion.
@@ -225,6 +227,8 @@ fn kind_at(key: &str) -> Option<(&'static str, u32)> {
         Key::Upload(_) => of::<v1::UploadRecord>(),
         Key::DyingObject(_) => of::<v1::DyingObjectRecord>(),
         Key::Backup(_) => of::<v1::BackupRecord>(),
+        Key::OffloadTask(_) => of::<v1::OffloadTaskRecord>(),
+        Key::Offloader(_) => of::<v1::OffloaderRecord>(),
         Key::RepairWorker(_) | Key::Schema(..) | Key::Cluster(_) | Key::Leader(_) => None,
     }
 }

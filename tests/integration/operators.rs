@@ -8,6 +8,7 @@ mod garbage;
 mod ledgers;
 mod limbo;
 mod node_loss;
+mod offloader;
 mod whole;
 
 use std::fs;

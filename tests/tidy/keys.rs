@@ -7,7 +7,7 @@ use crate::scan::SourceFile;
 const HOME: &str = "metadata/src/keys.rs";
 
 /// How the keys of the metadata store begin.
-const PREFIXES: [&str; 23] = [
+const PREFIXES: [&str; 25] = [
     "\"/aquifer/",
     "\"auth/",
     "\"t/{",
@@ -27,6 +27,8 @@ const PREFIXES: [&str; 23] = [
     "\"oc/",
     "\"backups/",
     "\"restores/",
+    "\"offloads/",
+    "\"offloaders/",
     "\"od/",
     "\"~/",
     "\"rt/",

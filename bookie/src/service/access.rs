@@ -2,8 +2,8 @@
 //!
 //! Invariant: where the port has certificates, each request is decided on by itself. Brokers alone
 //! write ledgers. A process that repairs reads, fences, and adds what recovery and copies need; it
-//! deletes nothing here, because each bookie carries out the deletions that name it. A role that is
-//! not known may do nothing.
+//! deletes nothing here, because each bookie carries out the deletions that name it. An offloader
+//! reads alone. A role that is not known may do nothing.
 
 use std::fmt;
 
@@ -19,6 +19,8 @@ pub(super) enum Role {
     Broker,
     /// A bookie or an autorecovery process.
     Repair,
+    /// An offloader.
+    Offload,
     /// A tool of an operator.
     Tool,
     /// None that is known.
@@ -63,6 +65,7 @@ impl Role {
         match role {
             "broker" => Role::Broker,
             "bookie" | "autorecovery" => Role::Repair,
+            "offloader" => Role::Offload,
             "tool" => Role::Tool,
             _ => Role::Unknown,
         }
@@ -72,6 +75,7 @@ impl Role {
         match self {
             Role::Open | Role::Broker => true,
             Role::Repair => matches!(need, Need::Read | Need::Recover),
+            Role::Offload => matches!(need, Need::Read),
             Role::Tool => matches!(need, Need::Read | Need::Recover | Need::Delete),
             Role::Unknown => false,
         }

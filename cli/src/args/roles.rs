@@ -203,6 +203,25 @@ pub struct AutorecoveryArgs {
     pub cluster: ClusterArgs,
 }
 
+/// Arguments of `aquifer offloader`.
+#[derive(Debug, Default, Args)]
+pub struct OffloaderArgs {
+    /// Address of health checks and metrics [default: 127.0.0.1:7683]; port 0 takes a free one.
+    #[arg(long, value_name = "A:P")]
+    pub http_addr: Option<ListenAddress>,
+
+    /// Where closed ledgers are offloaded to: what the brokers have as --cold-store.
+    #[arg(long, value_name = "URL")]
+    pub cold_store: Option<String>,
+
+    /// Ledgers that it offloads at once, each with up to 64 MiB of memory [default: 2].
+    #[arg(long, value_name = "N")]
+    pub workers: Option<usize>,
+
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
 /// Arguments of `aquifer dev`.
 #[derive(Debug, Args)]
 pub struct DevArgs {

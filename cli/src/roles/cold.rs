@@ -38,6 +38,17 @@ pub enum CompressionSetting {
     None,
 }
 
+/// Which processes write ledgers into objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OffloadBy {
+    /// The brokers that own the topics.
+    #[default]
+    Brokers,
+    /// `aquifer offloader`: brokers say what is due.
+    Offloaders,
+}
+
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -51,6 +62,8 @@ pub struct ColdConfig {
     /// How long copies at bookies stay after an object was verified, in milliseconds, where no
     /// policy says otherwise.
     pub lag_ms: u64,
+    /// Which processes offload, of a cluster.
+    pub offload_by: OffloadBy,
     /// Ledgers that are offloaded at once.
     pub workers_max: usize,
     /// Raw bytes of a block.
@@ -78,6 +91,7 @@ impl Default for ColdConfig {
             place: StoreConfig::default(),
             offload_after_ms: settings.policy.age_ms.unwrap_or(0),
             lag_ms: settings.policy.lag_ms,
+            offload_by: OffloadBy::default(),
             workers_max: settings.workers_max,
             block_bytes: settings.block_bytes,
             compression: CompressionSetting::default(),
@@ -176,6 +190,7 @@ impl ColdConfig {
             },
             workers_max: self.workers_max,
             block_bytes: self.block_bytes,
+            leaves_to_offloaders: self.offload_by == OffloadBy::Offloaders,
             upload_rate: Some(self.upload_bytes_per_second_max).filter(|rate| *rate > 0),
             scrub_pass: (self.scrub_pass_ms > 0).then(|| Duration::from_millis(self.scrub_pass_ms)),
             scrub_rate: Some(self.scrub_bytes_per_second_max).filter(|rate| *rate > 0),

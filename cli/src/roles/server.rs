@@ -71,6 +71,8 @@ pub struct Groups {
     pub protocols: Group,
     /// Auditing and repair of ledgers.
     pub autorecovery: Group,
+    /// Offload of ledgers by an offloader.
+    pub offload: Group,
     /// The storage API of the bookie.
     pub bookie_api: Group,
     /// Topics.
@@ -91,6 +93,7 @@ impl Groups {
             announcement: Group::new("announcement", ANSWERS_MAX),
             protocols: Group::new("protocols", WORK_MAX),
             autorecovery: Group::new("autorecovery", WORK_MAX),
+            offload: Group::new("offload", WORK_MAX),
             bookie_api: Group::new("bookie-api", ANSWERS_MAX),
             broker: Group::new("broker", WORK_MAX),
             ledger: Group::new("ledger", WORK_MAX),
@@ -100,11 +103,12 @@ impl Groups {
         }
     }
 
-    fn all(&self) -> [&Group; 9] {
+    fn all(&self) -> [&Group; 10] {
         [
             &self.announcement,
             &self.protocols,
             &self.autorecovery,
+            &self.offload,
             &self.bookie_api,
             &self.broker,
             &self.ledger,
@@ -225,6 +229,8 @@ impl Parts {
         }
         groups.protocols.stop().await;
         groups.autorecovery.stop().await;
+        // Others take it for dead only later than this may take.
+        groups.offload.stop().await;
         groups.bookie_api.stop().await;
         if let Some(broker) = &self.broker {
             broker.shutdown().await;

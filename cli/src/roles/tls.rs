@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::exit::CliError;
 
 /// Roles of processes in a cluster, each of which a bookie serves.
-pub const ROLES: [&str; 4] = [BROKER, BOOKIE, "autorecovery", "tool"];
+pub const ROLES: [&str; 5] = [BROKER, BOOKIE, "autorecovery", "offloader", "tool"];
 const BROKER: &str = "broker";
 const BOOKIE: &str = "bookie";
 

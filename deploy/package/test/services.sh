@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs in a root whose init is systemd: installs the Debian package and lets its services do what services do. A
-# standalone server is started, upgraded, killed, misconfigured and stopped; bookie, broker and autorecovery form a
-# cluster with etcd. Packages, scripts and etcd are in /packages.
+# standalone server is started, upgraded, killed, misconfigured and stopped; bookie, broker, autorecovery and
+# offloader form a cluster with etcd. Packages, scripts and etcd are in /packages.
 set -euo pipefail
 cd /packages
 fail() {
@@ -40,7 +40,7 @@ confined() {
 read_back() { [ "$(aquifer read "$1")" = "$(printf 'first\nsecond\nthird')" ]; }
 
 dpkg --install ./aquifer_*.deb >/dev/null 2>&1
-for role in standalone broker bookie autorecovery; do
+for role in standalone broker bookie autorecovery offloader; do
   [ "$(systemctl is-enabled "aquifer-$role"):$(property "$role" ActiveState)" = disabled:inactive ] ||
     fail "an installation enables or starts aquifer-$role"
 done
@@ -78,15 +78,17 @@ systemd-run --quiet --unit=etcd --property=StateDirectory=etcd ./etcd --data-dir
 until_true "aquifer-bookie is not ready after etcd came" ready bookie
 start autorecovery
 start broker
-for role in bookie autorecovery broker; do
+printf 'AQUIFER_COLD_STORE=file:///var/lib/aquifer/cold\n' >>/etc/default/aquifer
+start offloader
+for role in bookie autorecovery broker offloader; do
   confined "$role"
 done
 ./exercise.sh aquifer cluster
-for role in broker autorecovery bookie; do
+for role in broker offloader autorecovery bookie; do
   stop "$role"
 done
 systemctl stop etcd
-echo "services: bookie, broker and autorecovery confined, used, stopped"
+echo "services: bookie, broker, autorecovery and offloader confined, used, stopped"
 
 systemctl enable --quiet --now aquifer-autorecovery
 dpkg --remove aquifer >/dev/null 2>&1

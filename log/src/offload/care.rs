@@ -5,6 +5,7 @@
 //! offload changes it; before a step the ledger's record is read again. How far it is the record of
 //! the topic says, so that a topic that is not loaded is loaded only when something is due.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use aquifer_cold::error::ColdError;
@@ -22,8 +23,9 @@ use crate::error::LogError;
 use crate::metrics::AttemptOutcome;
 use crate::offload::figures::BehindOfLog;
 use crate::offload::known::Known;
+use crate::offload::left::leave_ledger;
 use crate::offload::tier::ColdTier;
-use crate::offload::upload::{Outcome, of_store, offload_ledger};
+use crate::offload::upload::{Origin, Outcome, of_store, offload_ledger};
 use crate::state::{LogInner, Segment, SegmentStatus};
 use crate::types::{LogKind, SegmentState};
 
@@ -36,6 +38,9 @@ const LEDGER_REST: Duration = Duration::from_secs(600);
 /// One whose copies cannot go, since another intent names it, is left alone for this time: that
 /// ends when bookies come back, and nothing of the topic is worth waiting for it.
 const INTENT_REST: Duration = Duration::from_secs(60);
+
+/// One that is left to offloaders is looked at again after this time.
+const LEFT_REST: Duration = Duration::from_secs(15);
 
 /// How far the offload of a log is that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -306,25 +311,38 @@ impl LogInner {
         self.offload.lock().not_before.insert(ledger, until);
     }
 
+    /// Writes a ledger into an object, or leaves that to offloaders.
+    async fn offload_one(&self, tier: &ColdTier, ledger: LedgerId) -> Result<Outcome, LogError> {
+        let what = (ledger, self.offload_policy(tier).compression);
+        let origin = Origin::of(&self.cell);
+        if tier.settings.leaves_to_offloaders {
+            return leave_ledger(&self.ctx, origin, what).await;
+        }
+        // Never closed.
+        let _turn = tier.workers.acquire().await.ok();
+        offload_ledger(&self.ctx, tier, &origin, what).await
+    }
+
     async fn offload_due(&self, tier: &ColdTier) -> Result<(), LogError> {
-        let mut failed = None;
+        let (mut failed, mut left) = (None, BTreeSet::new());
         // One at a time, so that the topics of a process take turns.
         while let Some((ledger, bytes)) = self.look_for_work(tier).next {
-            let permit = tier.workers.acquire().await;
-            let compression = self.offload_policy(tier).compression;
-            let outcome = offload_ledger(&self.ctx, tier, &self.cell, (ledger, compression)).await;
-            drop(permit);
+            let outcome = self.offload_one(tier, ledger).await;
             // Also after a failure: a lost answer may hide that it was done.
             let looked = self.look(ledger).await;
             let is_there = self.sealed().iter().any(|s| s.ledger == ledger);
             let told = match &outcome {
-                Ok(Outcome::Stored) => AttemptOutcome::Stored,
-                Ok(Outcome::NothingToDo | Outcome::Busy) => AttemptOutcome::Spared,
+                Ok(Outcome::Stored) => Some(AttemptOutcome::Stored),
+                Ok(Outcome::NothingToDo | Outcome::Busy) => Some(AttemptOutcome::Spared),
+                // An offloader counts what it does.
+                Ok(Outcome::Left) => None,
                 // It was trimmed meanwhile, which is no failure of the offload.
-                Err(_) if !is_there => AttemptOutcome::Trimmed,
-                Err(_) => AttemptOutcome::Failed,
+                Err(_) if !is_there => Some(AttemptOutcome::Trimmed),
+                Err(_) => Some(AttemptOutcome::Failed),
             };
-            self.ctx.metrics.attempted(told);
+            if let Some(told) = told {
+                self.ctx.metrics.attempted(told);
+            }
             match outcome {
                 Err(_) if !is_there => {}
                 Err(error @ (LogError::Damaged(_) | LogError::Invalid(_))) => {
@@ -335,6 +353,14 @@ impl LogInner {
                 Ok(Outcome::Stored) => {
                     self.infos.lock().remove(&ledger);
                     self.ctx.metrics.offloaded_bytes.add(bytes, &[]);
+                }
+                Ok(Outcome::Left) => {
+                    self.rest(ledger, LEFT_REST);
+                    // All are written down when the first is due again.
+                    if !left.insert(ledger) {
+                        looked?;
+                        break;
+                    }
                 }
                 Ok(Outcome::NothingToDo | Outcome::Busy) => {
                     // What the record says is known now; a ledger of which it says nothing rests.

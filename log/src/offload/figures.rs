@@ -59,6 +59,9 @@ pub struct Figures {
     next: AtomicU64,
     planned: AtomicU64,
     dying: AtomicU64,
+    /// Ledgers that are left to offloaders, and since when the oldest of them is, in ms since 1970.
+    tasks: AtomicU64,
+    tasks_since_ms: AtomicU64,
 }
 
 impl Figures {
@@ -81,6 +84,20 @@ impl Figures {
     pub fn under_way(&self) -> (u64, u64) {
         let [planned, dying] = [&self.planned, &self.dying].map(|n| n.load(Ordering::Relaxed));
         (planned, dying)
+    }
+
+    /// Ledgers that are left to offloaders, as an offloader saw them last, and since when the
+    /// oldest is, in ms since 1970; 0: none is.
+    #[must_use]
+    pub fn tasks(&self) -> (u64, u64) {
+        let all = [&self.tasks, &self.tasks_since_ms];
+        let [tasks, since_ms] = all.map(|n| n.load(Ordering::Relaxed));
+        (tasks, since_ms)
+    }
+
+    pub(crate) fn set_tasks(&self, tasks: usize, since_ms: u64) {
+        self.tasks.store(tasks as u64, Ordering::Relaxed);
+        self.tasks_since_ms.store(since_ms, Ordering::Relaxed);
     }
 
     pub(crate) fn set_under_way(&self, planned: usize, dying: usize) {

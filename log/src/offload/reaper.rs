@@ -9,7 +9,7 @@ use std::time::Duration;
 use aquifer_cold::location::Location;
 use aquifer_cold::replaced;
 use aquifer_ledger::holds::{self, Hold};
-use aquifer_ledger::objects::{self, Dying, DyingObject, PlannedObject};
+use aquifer_ledger::objects::{self, Dying, DyingObject, PlannedObject, tasks};
 use aquifer_model::id::BrokerId;
 
 use crate::context::LogContext;
@@ -48,6 +48,9 @@ pub async fn reap(
     let store = &*ctx.ledgers.store;
     let mut reaped = Reaped::default();
     let planned = objects::planned(store).await?;
+    // After what is planned: an offloader is announced before it begins anything.
+    let offloaders = tasks::offloaders(store).await?;
+    let is_alive = |worker| is_alive(worker) || offloaders.contains(&worker);
     for dead in dead(ctx, tier, &planned, is_alive) {
         if let Err(error) = objects::give_up(store, dead.attempt).await {
             // It keeps nothing else from being cleaned up.

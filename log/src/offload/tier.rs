@@ -70,6 +70,8 @@ pub struct OffloadSettings {
     pub workers_max: usize,
     /// Raw bytes of a block.
     pub block_bytes: usize,
+    /// Ledgers that are due are left to offloaders.
+    pub leaves_to_offloaders: bool,
     /// Bytes of ledgers that this process offloads in a second; `None`: no bound.
     pub upload_rate: Option<u64>,
     /// Bytes of one read from bookies.
@@ -92,6 +94,7 @@ impl Default for OffloadSettings {
             policy: OffloadPolicy::default(),
             workers_max: 2,
             block_bytes: 256 << 10,
+            leaves_to_offloaders: false,
             upload_rate: Some(64 << 20),
             read_bytes: 2 << 20,
             part_bytes: None,

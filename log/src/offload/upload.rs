@@ -49,13 +49,15 @@ pub(crate) enum Outcome {
     NothingToDo,
     /// Another attempt is under way.
     Busy,
+    /// An offloader is to do it.
+    Left,
 }
 
 /// Writes a closed ledger into an object, unless it is in one.
 pub(crate) async fn offload_ledger(
     ctx: &LogContext,
     tier: &ColdTier,
-    cell: &TopicRecordCell,
+    origin: &Origin,
     (ledger, compression): (LedgerId, OffloadCompression),
 ) -> Result<Outcome, LogError> {
     let info = ledger_metadata::load_existing(&*ctx.ledgers.store, ledger).await?;
@@ -79,11 +81,7 @@ pub(crate) async fn offload_ledger(
             return Err(error.into());
         }
     };
-    let origin = Origin {
-        topic: cell.topic().to_string(),
-        incarnation: Bytes::copy_from_slice(&cell.incarnation().0),
-    };
-    let object = work.write_in_time(info, &origin).await?;
+    let object = work.write_in_time(info, origin).await?;
     let stored = objects::store(&*ctx.ledgers.store, &work.planned, object).await;
     if let Err(error) = stored {
         // Given up only where the claim is as it was: the change may have been made.
@@ -91,7 +89,7 @@ pub(crate) async fn offload_ledger(
         return Err(error.into());
     }
     let attempt = work.planned.attempt;
-    tracing::info!(%ledger, topic = %cell.topic(), %attempt, bytes = end.length, "ledger offloaded");
+    tracing::info!(%ledger, topic = origin.topic, %attempt, bytes = end.length, "ledger offloaded");
     Ok(Outcome::Stored)
 }
 
@@ -138,6 +136,15 @@ pub(crate) async fn replace_object(
 pub(crate) struct Origin {
     pub(crate) topic: String,
     pub(crate) incarnation: Bytes,
+}
+
+impl Origin {
+    pub(crate) fn of(cell: &TopicRecordCell) -> Origin {
+        Origin {
+            topic: cell.topic().to_string(),
+            incarnation: Bytes::copy_from_slice(&cell.incarnation().0),
+        }
+    }
 }
 
 /// What an attempt with parts of a size has in memory.

@@ -5,6 +5,7 @@ mod copies;
 mod failures;
 mod faults;
 mod listing;
+mod offloaders;
 mod planning;
 mod restores;
 mod scrubbing;

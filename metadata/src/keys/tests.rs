@@ -74,6 +74,8 @@ fn any_key() -> impl Strategy<Value = Key> {
         id.prop_map(|id| Key::Upload(AttemptId(id))),
         id.prop_map(|id| Key::DyingObject(AttemptId(id))),
         id.prop_map(|id| Key::Backup(BackupId(id))),
+        any_ledger().prop_map(Key::OffloadTask),
+        id.prop_map(|id| Key::Offloader(BrokerId(id))),
         any_topic().prop_map(Key::Restoring),
         any_name().prop_map(|tenant| Key::RateShares(PolicyScope::Tenant(tenant))),
         any_namespace().prop_map(|name| Key::RateShares(PolicyScope::Namespace(name))),

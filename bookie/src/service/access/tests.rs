@@ -24,7 +24,14 @@ use super::*;
 use crate::tests::{config, deps};
 use crate::{Bookie, service};
 
-const ROLES: [&str; 5] = ["broker", "bookie", "autorecovery", "tool", "guest"];
+const ROLES: [&str; 6] = [
+    "broker",
+    "bookie",
+    "autorecovery",
+    "offloader",
+    "tool",
+    "guest",
+];
 
 /// Makes an authority and a certificate of each role in a directory.
 fn certify(directory: &Path) {
@@ -140,6 +147,7 @@ async fn each_request_is_decided_by_the_role_of_its_certificate() {
         ("broker", Role::Broker),
         ("bookie", Role::Repair),
         ("autorecovery", Role::Repair),
+        ("offloader", Role::Offload),
         ("tool", Role::Tool),
         ("guest", Role::Unknown),
     ] {
@@ -185,6 +193,7 @@ fn only_brokers_write_and_only_what_is_known_does_something() {
         (Role::Open, &[Read, Recover, Write, Delete][..]),
         (Role::Broker, &[Read, Recover, Write, Delete]),
         (Role::Repair, &[Read, Recover]),
+        (Role::Offload, &[Read]),
         (Role::Tool, &[Read, Recover, Delete]),
         (Role::Unknown, &[]),
     ] {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::args::StandaloneArgs;
 use crate::exit::CliError;
 use crate::roles::auth::AuthSection;
-use crate::roles::cold::ColdConfig;
+use crate::roles::cold::{ColdConfig, OffloadBy};
 use crate::roles::settings::{self, CacheConfig, HttpConfig, ListenConfig, check_loopback};
 use crate::roles::tls::InternalTls;
 
@@ -117,6 +117,11 @@ impl StandaloneConfig {
             .map_err(|error| CliError::usage(error.to_string()))?;
         self.http.check()?;
         self.cold.check()?;
+        if self.cold.offload_by == OffloadBy::Offloaders {
+            return Err(CliError::usage(
+                "a standalone server offloads itself: cold.offload_by is for brokers of a cluster",
+            ));
+        }
         self.internal_tls.check()?;
         let mut listeners = self.protocols.listeners();
         listeners.push(("http", self.http.listen));

@@ -127,6 +127,23 @@ ledger:
 protocols:
   grpc:
     {{- include "aquifer.config.grpc" . | nindent 4 }}
+{{- if .Values.offloader.replicas }}
+cold:
+  offload_by: offloaders
+{{- end }}
+{{- end }}
+
+{{/* Its place of objects is that of the brokers. */}}
+{{- define "aquifer.config.offloader" -}}
+{{- include "aquifer.config.cluster" (dict "root" . "role" "offloader") }}
+{{ include "aquifer.config.telemetry" (dict "root" . "role" "offloader") }}
+{{ include "aquifer.config.metrics" . }}
+http:
+  {{- include "aquifer.config.http" (dict "root" . "port" 7683) | nindent 2 }}
+{{- with dig "cold" (dict) .Values.config.broker }}
+cold:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 
 {{- define "aquifer.config.autorecovery" -}}
@@ -157,4 +174,10 @@ protocols:
 {{- $given := index .root.Values.config .role | deepCopy -}}
 {{- $common := .root.Values.config.common | deepCopy -}}
 {{- include "aquifer.toml" (dict "prefix" "" "table" (mustMergeOverwrite $made $common $given)) -}}
+{{- end }}
+
+{{/* The place of objects of brokers; empty without one. */}}
+{{- define "aquifer.coldStore" -}}
+{{- $cold := mustMergeOverwrite (dict) (dig "cold" (dict) .Values.config.common) (dig "cold" (dict) .Values.config.broker) -}}
+{{- dig "store" "" $cold -}}
 {{- end }}

@@ -62,7 +62,7 @@ securityContext:
 {{- end }}
 
 {{/* The Secrets of a role by the directory below /etc/aquifer where they are, as a YAML map.
-     `role` is bookie, broker, autorecovery, tool or standalone. (root, role) */}}
+     `role` is bookie, broker, autorecovery, offloader, tool or standalone. (root, role) */}}
 {{- define "aquifer.secrets" -}}
 {{- $root := .root -}}
 {{- $tls := .root.Values.tls -}}
@@ -82,7 +82,7 @@ tls/internal: {{ include "aquifer.tlsSecret" (dict "root" $root "given" (index $
 {{- if and $tls.http.enabled (ne .role "tool") }}
 tls/http: {{ include "aquifer.tlsSecret" (dict "root" $root "given" $tls.http.existingSecret "name" "http") }}
 {{- end }}
-{{- if and .root.Values.auth.scrapeTokenSecret (has .role (list "bookie" "autorecovery")) }}
+{{- if and .root.Values.auth.scrapeTokenSecret (has .role (list "bookie" "autorecovery" "offloader")) }}
 scrape: {{ .root.Values.auth.scrapeTokenSecret }}
 {{- end }}
 {{- if and $serves $tls.clients.enabled }}

@@ -45,6 +45,9 @@
 {{- if and (not .Values.bookie.autorecovery) (lt (int .Values.autorecovery.replicas) 1) }}
 {{- fail "bookie.autorecovery=false needs autorecovery.replicas: lost copies would stay lost" }}
 {{- end }}
+{{- if and .Values.offloader.replicas (not (include "aquifer.coldStore" .)) }}
+{{- fail "offloader.replicas needs cold.store in config.broker or config.common: it is the place of objects" }}
+{{- end }}
 {{- if and .Values.tls.clients.enabled (not .Values.tls.internal.enabled) }}
 {{- fail "tls.clients.enabled needs tls.internal.enabled: brokers ask each other as clients, and check certificates against the authority of tls.internal" }}
 {{- end }}

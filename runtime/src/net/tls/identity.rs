@@ -72,7 +72,7 @@ impl PeerCertificate {
 pub struct InternalName {
     /// The cluster.
     pub cluster: String,
-    /// What it does: `broker`, `bookie`, `autorecovery` or `tool`.
+    /// What it does: `broker`, `bookie`, `autorecovery`, `offloader` or `tool`.
     pub role: String,
     /// Which one it is.
     pub name: String,
