@@ -1,33 +1,20 @@
-//! Measures the loss of a whole cluster, on real processes of this machine (etcd, three bookies and
-//! a broker that `aquifer dev` starts): many topics are backed up, everything but the objects is
-//! deleted, and an empty cluster brings the topics back and reads them. Prints one JSON object with
+//! Measures the loss of a whole cluster (`tests/harness/restored.rs`): prints one JSON object with
 //! times and with the requests to the store that brokers counted.
 //!
 //! ```text
 //! cargo run --release -p aquifer-tests --example restore -- [TOPICS [MESSAGES]]
 //! ```
 //!
-//! A small variant with every byte compared is in tests/integration/operators/node_loss.rs.
+//! With few topics it is among the integration tests, beside the loss of all bookies alone
+//! (tests/integration/operators/node_loss.rs).
 
-use std::path::Path;
-use std::time::Duration;
-
-use anyhow::{Context, Result, ensure};
-use aquifer_client::{Client, Message, Place};
-use aquifer_harness::cluster::Cluster;
-use aquifer_harness::figures::{argument, rounded};
-use aquifer_harness::http::metric;
-use aquifer_harness::processes;
-use aquifer_harness::server::aquifer;
-use aquifer_runtime::clock::{Clock, SystemClock};
-use futures::{StreamExt, TryStreamExt, stream};
-use serde_json::{Value, json};
+use anyhow::Result;
+use aquifer_harness::figures::argument;
+use aquifer_harness::restored::measure;
 
 const TOPICS: usize = 1_000;
 /// Messages of a topic.
 const MESSAGES: usize = 100;
-const NAMESPACE: &str = "public/default";
-const AT_ONCE: usize = 64;
 
 fn main() -> Result<()> {
     let topics = argument(0, TOPICS)?;
@@ -35,117 +22,6 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(measure(topics, messages))
-}
-
-fn topic(number: usize) -> String {
-    format!("{NAMESPACE}/restored-{number}")
-}
-
-fn payload(topic: usize, message: usize) -> String {
-    format!(
-        "message {message} of topic {topic}, {}",
-        "with some text ".repeat(16)
-    )
-}
-
-fn start(directory: &Path, place: &str) -> Result<Cluster> {
-    let environment = [
-        ("AQUIFER_COLD_STORE", place),
-        ("AQUIFER_COLD_LAG_MS", "0"),
-        ("AQUIFER_COLD_WORKERS_MAX", "8"),
-    ];
-    Cluster::start_with(directory, &[], &environment)
-}
-
-fn client(cluster: &Cluster) -> Result<Client> {
-    let builder = Client::builder().url(cluster.url());
-    Ok(builder
-        .operation_timeout(Duration::from_secs(120))
-        .build()?)
-}
-
-/// What a step took: its time and the broker's requests to stores.
-async fn step(
-    cluster: &Cluster,
-    what: &str,
-    step: impl Future<Output = Result<()>>,
-) -> Result<Value> {
-    let http = cluster.process("broker-1")?.http.clone();
-    let requests = || metric(&http, "aquifer_cold_requests_total");
-    let (before, began) = (requests().await?, SystemClock.monotonic());
-    step.await.with_context(|| what.to_owned())?;
-    let seconds = SystemClock.monotonic().saturating_sub(began).as_secs_f64();
-    let took = json!({"seconds": rounded(seconds), "requests": requests().await? - before});
-    eprintln!("{what}: {took}");
-    Ok(took)
-}
-
-fn tool(cluster: &Cluster, arguments: &[&str]) -> Result<()> {
-    let output = aquifer(cluster.url(), arguments)?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{arguments:?}: {said}");
+    println!("{:#}", runtime.block_on(measure(topics, messages))?);
     Ok(())
-}
-
-async fn publish(client: &Client, topics: usize, messages: usize) -> Result<()> {
-    let all = stream::iter(0..topics).map(|number| async move {
-        let producer = client.producer(&topic(number)).open().await?;
-        let mut pending = Vec::new();
-        for message in 0..messages {
-            let message = Message::new(payload(number, message));
-            pending.push(producer.enqueue(message).await?);
-        }
-        for receipt in pending {
-            receipt.await?;
-        }
-        anyhow::Ok(producer.close().await?)
-    });
-    all.buffer_unordered(AT_ONCE).try_collect().await
-}
-
-async fn read(client: &Client, topics: usize, messages: usize) -> Result<()> {
-    let all = stream::iter(0..topics).map(|number| async move {
-        let name = topic(number);
-        let reader = client.reader(&name).start(Place::Earliest).open().await?;
-        for message in 0..messages {
-            let found = reader.next().await?;
-            ensure!(
-                found.index.0 == message as u64 && found.payload == payload(number, message),
-                "message {message} of {name} is not what it was"
-            );
-        }
-        Ok(())
-    });
-    all.buffer_unordered(AT_ONCE).try_collect().await
-}
-
-async fn measure(topics: usize, messages: usize) -> Result<()> {
-    let directory = processes::directory()?;
-    let place = |name: &str| format!("file://{}", directory.join(name).display());
-    let (store, own) = (place("store"), place("own"));
-    let old = directory.join("old");
-    let mut cluster = start(&old, &store)?;
-    publish(&client(&cluster)?, topics, messages).await?;
-    let create = async { tool(&cluster, &["backup", "create", &store]) };
-    let created = step(&cluster, "backup create", create).await?;
-    cluster.stop()?;
-    std::fs::remove_dir_all(&old)?;
-
-    let mut cluster = start(&directory.join("new"), &own)?;
-    let restore = async { tool(&cluster, &["backup", "restore", &store]) };
-    let restored = step(&cluster, "backup restore", restore).await?;
-    let client = client(&cluster)?;
-    let reading = read(&client, topics, messages);
-    let read = step(&cluster, "reading everything", reading).await?;
-    let result = json!({
-        "topics": topics,
-        "messages": topics * messages,
-        "backup_created": created,
-        "restored": restored,
-        "read": read,
-    });
-    println!("{result:#}");
-    cluster.stop()?;
-    Ok(std::fs::remove_dir_all(directory)?)
 }

@@ -19,6 +19,7 @@ pub mod log;
 pub mod mount;
 pub mod processes;
 pub mod proxy;
+pub mod restored;
 pub mod server;
 pub mod wait;
 pub mod wire;

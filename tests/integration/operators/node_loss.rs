@@ -10,6 +10,7 @@ use aquifer_client::admin::LedgerPlace;
 use aquifer_client::{Client, Message, Place};
 use aquifer_harness::cluster::Cluster;
 use aquifer_harness::data::flights;
+use aquifer_harness::restored::measure;
 use aquifer_harness::server::aquifer;
 use aquifer_harness::wait::{until, within};
 use aquifer_model::policy::{Policies, Rollover};
@@ -182,4 +183,19 @@ async fn objects_outlive_all_bookies_and_backups_the_metadata() -> Result<()> {
     consumer.close().await?;
     cluster.check_logs()?;
     cluster.stop()
+}
+
+/// The measurement of many topics (`--example restore`), with few of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_topics_come_back_into_an_empty_cluster() -> Result<()> {
+    let told = measure(12, 30).await?;
+    ensure!(told["topics"] == 12 && told["messages"] == 360, "{told}");
+    for step in ["backup_created", "restored", "read"] {
+        let of = |figure: &str| told[step][figure].as_f64().unwrap_or_default();
+        ensure!(
+            of("seconds") > 0.0 && of("requests") > 0.0,
+            "{step}: {told}"
+        );
+    }
+    Ok(())
 }
