@@ -7,6 +7,7 @@ mod alerts;
 mod circles;
 mod documents;
 mod edges;
+mod faults;
 mod imports;
 mod keys;
 mod links;
@@ -149,6 +150,19 @@ fn alerts_have_histories_pages_and_metrics() {
     let histories = alerts::HISTORIES.map(|path| read(path).expect("histories are readable"));
     let sources = scan::workspace_sources(root());
     assert_none(&alerts::check(&rules, &histories.concat(), &sources, &read));
+}
+
+#[test]
+fn the_table_of_faults_names_tests() {
+    let texts = scan::workspace_texts(root());
+    let page = std::fs::read_to_string(root().join(faults::PAGE));
+    let page = page.expect("the page of cold storage is readable");
+    let is_test = |name: &str| {
+        let begin = format!("fn {name}(");
+        let mut sources = texts.iter().filter(|(path, _)| path.ends_with(".rs"));
+        sources.any(|(_, text)| text.contains(&begin))
+    };
+    assert_none(&faults::check(&page, &is_test));
 }
 
 #[test]

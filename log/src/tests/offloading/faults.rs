@@ -3,6 +3,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use aquifer_runtime::clock::Clock;
+
 use super::*;
 
 /// Reads everything; a reader that is told to come back does. Answers how often it was.
@@ -230,5 +232,52 @@ async fn a_reader_goes_from_objects_into_bookies_and_the_tail_under_faults() {
         }
         assert_eq!(bodies(&read), large_bodies(0..150), "seed {seed}");
         assert!(world.cold.count(Op::Get) > 9, "it reads objects");
+    }
+}
+
+/// The wall clock of a process is a day ahead or behind for a while: no attempt of a living process
+/// is given up by it, and copies go only when the object is there.
+#[tokio::test(start_paused = true)]
+async fn a_wall_clock_that_jumps_gives_no_living_attempt_up() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    for is_ahead in [true, false] {
+        let world = World::new();
+        let owner = world.owner(20).await;
+        world
+            .cold
+            .judge(|op, _| (op == Op::Part).then_some(Fault::Held));
+        owner.log.request_offload(owner.log.end()).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let store = &world.world.store;
+        let under_way = store.keys("oc/");
+        assert_eq!(under_way.len(), 1);
+        let clock = world.world.clock.as_ref().unwrap();
+        let (now, day) = (clock.wall_ms(), clock::millis(DAY));
+        clock.set_wall_ms(match is_ahead {
+            true => now + day,
+            false => now - day,
+        });
+        let other = Owner::open(world.process(), options(10)).await;
+        for _ in 0..2 {
+            let tier = other.ctx.cold.as_ref().unwrap();
+            let reaped = reap(&other.ctx, tier, |_| true).await.unwrap();
+            assert_eq!((reaped.given_up, reaped.deleted), (0, 0));
+            world.pass(Duration::from_secs(61));
+        }
+        assert_eq!(store.keys("oc/"), under_way, "ahead: {is_ahead}");
+        world.cold.heal();
+        offload_all(&owner).await;
+        // It is right again.
+        clock.set_wall_ms(now + 122_000);
+        owner.log.care_for_offload(owner.log.end(), Index(0));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(bodies(&owner.read_all().await), large_bodies(0..20));
+        world.check_recorded("a wall clock").await;
+        world.pass(DAY * 2);
+        drop_copies(&owner, owner.log.end(), 0).await;
+        world.reap(&owner).await;
+        assert_eq!(world.cold.names().len(), 2, "ahead: {is_ahead}");
+        let heir = Owner::open(world.process(), options(10)).await;
+        assert_eq!(bodies(&heir.read_all().await), large_bodies(0..20));
     }
 }
