@@ -61,3 +61,36 @@ impl Defect {
         Defect::RecoveryStopsAtDamage,
     ];
 }
+
+/// A defect of the offload of ledgers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OffloadDefect {
+    /// Copies go before the object was read back (H23).
+    DropsBeforeVerify,
+    /// An object counts whose bytes were not read back (H23).
+    VerifiesWithoutReading,
+    /// An attempt is committed over whatever the record says (H22).
+    CommitsWithoutComparing,
+    /// A build that knows nothing of objects writes the record again, and with it away where the
+    /// only bytes are.
+    OldBuildErasesPointer,
+    /// What may still appear is looked for once only.
+    LateObjectForgotten,
+    /// An object that is not in another place counts as deleted.
+    AbsenceInWrongPlaceCounts,
+    /// What a backup names is deleted.
+    HoldIgnored,
+}
+
+impl OffloadDefect {
+    /// All of them, each of which the model of offload finds.
+    pub const ALL: [OffloadDefect; 7] = [
+        OffloadDefect::DropsBeforeVerify,
+        OffloadDefect::VerifiesWithoutReading,
+        OffloadDefect::CommitsWithoutComparing,
+        OffloadDefect::OldBuildErasesPointer,
+        OffloadDefect::LateObjectForgotten,
+        OffloadDefect::AbsenceInWrongPlaceCounts,
+        OffloadDefect::HoldIgnored,
+    ];
+}

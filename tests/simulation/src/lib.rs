@@ -1,5 +1,5 @@
 //! The ledger protocol under a model checker ([`model`]) and in a deterministic simulation
-//! ([`cluster`]).
+//! ([`cluster`]), and the offload of a ledger under the model checker ([`offload`]).
 //!
 //! Both run the state machines of `ledger` and `bookie` as they are. The model visits every
 //! schedule of small settings; the simulation runs the drivers and the topic log too, in virtual
@@ -10,3 +10,4 @@ pub mod bookie;
 pub mod cluster;
 pub mod defect;
 pub mod model;
+pub mod offload;

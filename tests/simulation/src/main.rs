@@ -9,6 +9,7 @@ use aquifer_runtime::clock::{Clock, SystemClock};
 use aquifer_simulation::cluster::{self, Options, Report};
 use aquifer_simulation::defect::Defect;
 use aquifer_simulation::model::{Schedules, Setting};
+use aquifer_simulation::offload::Offloads;
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
@@ -92,6 +93,12 @@ fn model(large: bool, only: Option<&str>, every_schedule: bool) -> anyhow::Resul
                 seen.states, seen.depth
             ),
             Err(violation) => bail!("{name}: {violation}"),
+        }
+    }
+    if only.is_none_or(|only| "offload".contains(only)) {
+        match Offloads::default().visit_all() {
+            Ok(states) => println!("offload: {states} states"),
+            Err(violation) => bail!("offload: {violation}"),
         }
     }
     Ok(())
