@@ -93,11 +93,12 @@ enum Part {
     Objects,
     PublishBesideOffload,
     ManyObjects,
+    CostOfObjects,
 }
 
 /// In this order: quiet ones first, then the one that restarts the server, then those with servers
 /// of their own.
-const PARTS: [(Part, &str); 22] = [
+const PARTS: [(Part, &str); 23] = [
     (Part::Start, "start"),
     (Part::Latency, "latency"),
     (Part::Publish, "publish"),
@@ -120,6 +121,7 @@ const PARTS: [(Part, &str); 22] = [
     (Part::Objects, "objects"),
     (Part::PublishBesideOffload, "objects-publish"),
     (Part::ManyObjects, "objects-many"),
+    (Part::CostOfObjects, "objects-cost"),
 ];
 
 #[tokio::main]
@@ -203,6 +205,7 @@ impl Suite {
             Part::Objects => self.objects().await,
             Part::PublishBesideOffload => self.publish_beside_offload().await,
             Part::ManyObjects => self.many_objects().await,
+            Part::CostOfObjects => self.cost_of_objects().await,
         }
     }
 

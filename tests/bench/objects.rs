@@ -37,6 +37,8 @@ const TOPICS: [&str; 2] = ["public/objects/one", "public/objects/two"];
 const MESSAGE_BYTES: u32 = 8 * 1024;
 /// Bytes of all messages.
 const BYTES: u64 = 1 << 30;
+/// Bytes of a ledger whose requests are counted: parts of 8 MiB are full.
+const COST_LEDGER_BYTES: u64 = 64 << 20;
 /// Places where readers begin at once.
 const READERS: u64 = 10;
 /// Readers that begin somewhere and read one message.
@@ -61,6 +63,37 @@ impl Suite {
         self.objects_in(store, &directory).await
     }
 
+    /// Requests and bytes of a gigabyte alone, and prints the table of the page on cost.
+    pub(crate) async fn cost_of_objects(&mut self) -> Result<()> {
+        let directory = self.directory.join("objects-cost");
+        let store = match Store::s3(&directory).await {
+            Ok(store) => store,
+            Err(error) => {
+                // The server counts the same requests, whatever the store is.
+                eprintln!("counted in a directory, for want of an S3 server: {error:#}");
+                Store::directory(&directory)?
+            }
+        };
+        let bytes = if self.quick { BYTES / 10 } else { BYTES };
+        let mut objects = Objects::publish(store, &directory, COST_LEDGER_BYTES, bytes).await?;
+        let offloaded = objects.offload().await?;
+        objects.messages = objects.until_cold().await?;
+        objects.server.restart_cold()?;
+        let read = objects.read_back().await?;
+        let seeks = objects.seek().await?.all;
+        objects.server.stop()?;
+        let sheet = Sheet {
+            offloaded,
+            read,
+            seeks,
+        };
+        for line in sheet.page() {
+            eprintln!("{line}");
+        }
+        self.rows.extend(sheet.rows());
+        Ok(())
+    }
+
     async fn objects_in(&mut self, store: Store, directory: &Path) -> Result<()> {
         let (name, is_local) = (store.name, store.is_local());
         let ledger_bytes = if self.quick { 8 << 20 } else { 64 << 20 };
@@ -80,14 +113,6 @@ impl Suite {
                 Bound::AtMost,
                 3.0,
             ));
-        }
-        if !is_local {
-            let sheet = Sheet {
-                offloaded: found.offloaded,
-                read: found.read,
-                seeks: found.seeks.all,
-            };
-            self.rows.extend(sheet.rows());
         }
         Ok(())
     }

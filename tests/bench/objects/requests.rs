@@ -30,7 +30,8 @@ impl Requests {
         Ok(Requests::parse(&metrics))
     }
 
-    fn parse(metrics: &str) -> Requests {
+    /// Those of a text of metrics.
+    pub fn parse(metrics: &str) -> Requests {
         let mut found = Requests::default();
         for line in metrics.lines() {
             let value = line.rsplit(' ').next().and_then(|text| text.parse().ok());
