@@ -29,8 +29,8 @@ use aquifer_model::subscription::Properties;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use aquifer_protocol_api::access::{Access, Action, Resource};
 use aquifer_protocol_api::admin::{
-    Admin, Clear, Deletion, Page, PageRequest, Peeked, Removal, Removed, SubscriptionReset,
-    TopicContent, TopicDescription, TopicLayout,
+    Admin, Clear, Deletion, Page, PageRequest, Peeked, Reimport, Removal, Removed,
+    SubscriptionReset, TopicContent, TopicDescription, TopicLayout,
 };
 use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::context::RequestContext;
@@ -302,6 +302,22 @@ impl Admin for Broker {
             Action::Manage,
             Resource::Topic(topic.clone()),
             self.offload(&topic, before, Reach::of(ctx))
+        )
+    }
+
+    async fn reimport_topic(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        what: Reimport,
+    ) -> ApiResult<OffloadProgress> {
+        serve!(
+            self,
+            ctx,
+            "reimport_topic",
+            Action::Manage,
+            Resource::Topic(topic.clone()),
+            self.reimport(&topic, what, Reach::of(ctx))
         )
     }
 

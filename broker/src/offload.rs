@@ -13,6 +13,7 @@ use aquifer_log::offload::reaper::{Reaped, reap};
 use aquifer_model::place::Place;
 use aquifer_model::stats::OffloadProgress;
 use aquifer_model::topic::TopicName;
+use aquifer_protocol_api::admin::Reimport;
 use aquifer_runtime::clock;
 
 use crate::broker::Broker;
@@ -101,6 +102,34 @@ impl Broker {
             .await?;
         let below = door.log.locate(before).await?;
         let found = door.log.request_offload(below).await?;
+        if let Some(failure) = found.failure {
+            return Err(failure.into());
+        }
+        Ok(OffloadProgress {
+            ledgers: found.ledgers,
+            bytes: found.bytes,
+        })
+    }
+
+    /// Has the ledgers of a topic or partition brought back to bookies that have messages between
+    /// two places, or ends that.
+    pub(crate) async fn reimport_here(
+        &self,
+        topic: &TopicName,
+        what: Reimport,
+    ) -> Result<OffloadProgress, BrokerError> {
+        let door = self
+            .topics
+            .ask(topic, &Create::Never, |reply| {
+                Pull::Door(None, reply).event()
+            })
+            .await?;
+        let Reimport::Range { from, to } = what else {
+            door.log.cancel_import();
+            return Ok(OffloadProgress::default());
+        };
+        let range = door.log.locate(from).await?..door.log.locate(to).await?;
+        let found = door.log.request_import(range).await?;
         if let Some(failure) = found.failure {
             return Err(failure.into());
         }

@@ -7,7 +7,7 @@ use aquifer_model::place::Place;
 use aquifer_model::stats::{OffloadProgress, TopicEnd, TopicStats};
 use aquifer_model::subscription::Properties;
 use aquifer_model::topic::{SubscriptionName, TopicName};
-use aquifer_protocol_api::admin::{Clear, Deletion, Peeked, SubscriptionReset};
+use aquifer_protocol_api::admin::{Clear, Deletion, Peeked, Reimport, SubscriptionReset};
 use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::error::ApiResult;
 use aquifer_protocol_api::security::{AuditPage, ReadAudit};
@@ -69,6 +69,18 @@ pub trait Peers: Send + Sync + 'static {
         url: &str,
         topic: &TopicName,
         before: Place,
+    ) -> ApiResult<OffloadProgress>;
+
+    /// Has ledgers of a topic or partition brought back to bookies that it serves, or ends that.
+    /// Answers what is left to do.
+    ///
+    /// # Errors
+    /// What it answers; `Unavailable` when it does not.
+    async fn reimport_topic(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        what: Reimport,
     ) -> ApiResult<OffloadProgress>;
 
     /// Lets subscriptions of a topic or partition that it serves go on whose record is damaged.

@@ -9,6 +9,7 @@ mod object;
 mod plan;
 mod policy;
 mod properties;
+mod reimport;
 mod roles;
 mod security;
 mod storage;
@@ -37,6 +38,7 @@ pub use plan::PlanArgs;
 pub use policy::{
     BacklogPart, CountName, OffloadPart, PolicyCommand, PolicyValue, RateName, RatePart,
 };
+pub use reimport::ReimportArgs;
 pub use roles::{
     AutorecoveryArgs, BookieArgs, BrokerArgs, ClusterArgs, DevArgs, DevChildArgs, OffloaderArgs,
     StandaloneArgs,
@@ -377,6 +379,8 @@ pub enum TopicCommand {
         #[arg(long)]
         wait: bool,
     },
+    /// Bring ledgers of a topic back to bookies that only objects have; the objects stay.
+    Reimport(ReimportArgs),
     /// Give a partitioned topic more partitions. Brokers refuse that: it is not built yet.
     Grow {
         /// The topic.
@@ -545,6 +549,8 @@ mod tests {
             "topic stats t",
             "topic delete t --force",
             "topic offload t --before 2026-01-31T12:00:00Z --wait",
+            "topic reimport t --from 42 --to 4711 --wait",
+            "topic reimport t --cancel",
             "object list s3://bucket/prefix --endpoint http://h:1 --allow-http",
             "object inspect file:///d/a.aqo",
             "object verify file:///d/a.aqo",

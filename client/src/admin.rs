@@ -308,6 +308,45 @@ impl Admin {
         Ok((left.ledgers, left.bytes))
     }
 
+    /// Has the ledgers of a topic, or of all its partitions, with messages between two places
+    /// brought back to bookies that only objects have, in the background, and answers how many of
+    /// them are left and their bytes. Repeat the call to follow it; it fails when one has failed
+    /// since the last call, which has ended it.
+    ///
+    /// # Errors
+    /// As for [`Admin::offload_topic`].
+    pub async fn reimport_topic(&self, topic: &str, from: Place, to: Place) -> Result<(u64, u64)> {
+        self.reimport(v1::ReimportTopicRequest {
+            topic: topic.parse::<TopicName>()?.to_string(),
+            from: from.to_string(),
+            to: to.to_string(),
+            cancel: false,
+        })
+        .await
+    }
+
+    /// Ends what [`Admin::reimport_topic`] has begun, in the middle of a ledger too.
+    ///
+    /// # Errors
+    /// As for [`Admin::offload_topic`].
+    pub async fn cancel_reimport(&self, topic: &str) -> Result<()> {
+        let request = v1::ReimportTopicRequest {
+            topic: topic.parse::<TopicName>()?.to_string(),
+            cancel: true,
+            ..v1::ReimportTopicRequest::default()
+        };
+        self.reimport(request).await.map(drop)
+    }
+
+    async fn reimport(&self, request: v1::ReimportTopicRequest) -> Result<(u64, u64)> {
+        let call = |mut client: Client| {
+            let request = request.clone();
+            async move { client.reimport_topic(request).await }
+        };
+        let left = self.call("re-importing the topic", false, call).await?;
+        Ok((left.ledgers, left.bytes))
+    }
+
     async fn call<T, F, Fut>(&self, what: &'static str, idempotent: bool, call: F) -> Result<T>
     where
         F: Fn(Client) -> Fut,

@@ -47,6 +47,7 @@ pub async fn note(
         attempt: attempt.0.to_vec().into(),
         object: Some(object),
         copies: v1::BookieCopies::Gone.into(),
+        ..v1::OffloadRecord::default()
     };
     let raw = record.encode_to_vec();
     let bytes = encode(Kind::Replaced, BackupId(damaged.0), &raw);

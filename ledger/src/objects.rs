@@ -6,13 +6,14 @@
 //! store:   l/ID → Stored A        − oc/A
 //! give up: l/ID → not offloaded   − oc/A + od/A
 //! drop:    l/ID → copies going    + g/ID (the intent that all bookies delete it)
-//! deletion of the ledger ends: − l/ID − oc/A + od/A
+//! deletion of the ledger ends: − l/ID − oc/A + od/A (+ g/C where C has copies of it: `imports`)
 //! restore: + l/ID Stored A        − oc/A − od/A
 //! ```
 //!
 //! Each line is one transaction. So an object that exists is named by `oc/`, by `od/`, or by the
 //! record of its ledger, whatever crashes when, and no listing of a store is needed to clean up.
 
+pub mod imports;
 pub mod orphans;
 pub mod replacing;
 pub mod tasks;
@@ -349,8 +350,16 @@ pub(crate) async fn condemned(
     Ok(match &info.offload {
         None => Vec::new(),
         Some(Offload::Stored {
-            attempt, object, ..
-        }) => vec![DyingObject::of(info, *attempt, object).put()],
+            attempt,
+            object,
+            copies,
+        }) => {
+            let mut operations = vec![DyingObject::of(info, *attempt, object).put()];
+            if let Some(copy) = copies.other_ledger() {
+                operations.extend(imports::deletion_of(store, copy).await?);
+            }
+            operations
+        }
         Some(Offload::Claimed { attempt }) => {
             let key = keys::upload(*attempt);
             let Some(stored) = store.get(&key).await? else {

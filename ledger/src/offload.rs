@@ -8,7 +8,8 @@
 //!                                       copies going --end--> copies gone
 //! ```
 //! While copies are kept, an object that is damaged is marked, which keeps them, and is replaced by
-//! that of another attempt.
+//! that of another attempt. Copies that are gone may be brought back, into another ledger
+//! (`imports`).
 //!
 //! Invariants:
 //! - Every attempt has an id that is never used again, and every transition compares it (H22): what
@@ -19,6 +20,8 @@
 //!   ([`LedgerInfo::duties`]); copies go only after the object is written down (I10).
 //! - A record that carries any of this has a format version that builds without it refuse to
 //!   rewrite: the pointer may be to the only copy.
+
+pub mod imports;
 
 use std::collections::BTreeMap;
 
@@ -85,6 +88,65 @@ pub enum Copies {
     Going,
     /// No bookie has any; the record names none.
     Gone,
+    /// Those under the ledger's own id are gone, and a re-import writes others into another ledger.
+    Coming {
+        /// That ledger. Nothing else names it.
+        into: LedgerId,
+    },
+    /// The same, and the other ledger is complete and was compared with the object.
+    Imported {
+        /// That ledger.
+        into: LedgerId,
+        /// When it was compared, in milliseconds since 1970.
+        since_ms: u64,
+    },
+}
+
+impl Copies {
+    /// The ledger that a re-import has written, or writes.
+    #[must_use]
+    pub fn other_ledger(self) -> Option<LedgerId> {
+        match self {
+            Copies::Coming { into } | Copies::Imported { into, .. } => Some(into),
+            Copies::Kept | Copies::Going | Copies::Gone => None,
+        }
+    }
+
+    /// Whether bookies serve reads of the ledger.
+    #[must_use]
+    pub fn serve(self) -> bool {
+        matches!(self, Copies::Kept | Copies::Imported { .. })
+    }
+
+    fn to_record(self) -> (v1::BookieCopies, LedgerId, u64) {
+        let none = LedgerId(0);
+        match self {
+            Copies::Kept => (v1::BookieCopies::Kept, none, 0),
+            Copies::Going => (v1::BookieCopies::Going, none, 0),
+            Copies::Gone => (v1::BookieCopies::Gone, none, 0),
+            Copies::Coming { into } => (v1::BookieCopies::Coming, into, 0),
+            Copies::Imported { into, since_ms } => (v1::BookieCopies::Imported, into, since_ms),
+        }
+    }
+
+    fn from_record(
+        copies: v1::BookieCopies,
+        into: u64,
+        since_ms: u64,
+    ) -> Result<Copies, &'static str> {
+        let into = LedgerId(into);
+        match copies {
+            v1::BookieCopies::Kept => Ok(Copies::Kept),
+            v1::BookieCopies::Going => Ok(Copies::Going),
+            v1::BookieCopies::Gone => Ok(Copies::Gone),
+            v1::BookieCopies::Coming if into.0 > 0 => Ok(Copies::Coming { into }),
+            v1::BookieCopies::Imported if into.0 > 0 => Ok(Copies::Imported { into, since_ms }),
+            v1::BookieCopies::Coming | v1::BookieCopies::Imported => {
+                Err("its copies are in no ledger")
+            }
+            v1::BookieCopies::Unspecified => Err("its copies are in no state"),
+        }
+    }
 }
 
 /// How far the offload of a ledger is.
@@ -195,16 +257,25 @@ impl Offload {
         }
     }
 
-    /// Whether no bookie has a copy any more.
+    /// Whether no bookie has a copy under the ledger's own id any more.
     #[must_use]
     pub fn copies_are_gone(&self) -> bool {
         matches!(
             self,
             Offload::Stored {
-                copies: Copies::Gone,
+                copies: Copies::Gone | Copies::Coming { .. } | Copies::Imported { .. },
                 ..
             }
         )
+    }
+
+    /// What becomes of the copies of a ledger that is in an object.
+    #[must_use]
+    pub fn copies(&self) -> Option<Copies> {
+        match self {
+            Offload::Claimed { .. } => None,
+            Offload::Stored { copies, .. } => Some(*copies),
+        }
     }
 
     /// Whether an object may have the only copy.
@@ -221,15 +292,13 @@ impl Offload {
                 ..v1::OffloadRecord::default()
             };
         };
-        let copies = match copies {
-            Copies::Kept => v1::BookieCopies::Kept,
-            Copies::Going => v1::BookieCopies::Going,
-            Copies::Gone => v1::BookieCopies::Gone,
-        };
+        let (copies, other, imported_ms) = copies.to_record();
         v1::OffloadRecord {
             attempt,
             object: Some(object.to_record()),
             copies: copies.into(),
+            copy_ledger_id: other.0,
+            imported_ms,
         }
     }
 
@@ -260,12 +329,7 @@ impl Offload {
                 claimed: Revision(object.claimed_revision),
                 is_damaged: object.damaged,
             },
-            copies: match copies {
-                v1::BookieCopies::Kept => Copies::Kept,
-                v1::BookieCopies::Going => Copies::Going,
-                v1::BookieCopies::Gone => Copies::Gone,
-                v1::BookieCopies::Unspecified => return Err("its copies are in no state"),
-            },
+            copies: Copies::from_record(copies, record.copy_ledger_id, record.imported_ms)?,
         })
     }
 }

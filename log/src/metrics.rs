@@ -68,6 +68,8 @@ pub struct LogMetrics {
     offload_attempts: Counter<u64>,
     /// Bytes of ledgers that were written into objects.
     pub offloaded_bytes: Counter<u64>,
+    /// Bytes of ledgers that were brought back to bookies.
+    pub imported_bytes: Counter<u64>,
     /// Ledgers whose copies at bookies were let go.
     pub dropped_ledgers: Counter<u64>,
     /// Times that an object was found missing or damaged.
@@ -104,6 +106,7 @@ impl LogMetrics {
                 AttemptOutcome::ALL.map(AttemptOutcome::as_str),
             ),
             offloaded_bytes: counter("aquifer_log_offloaded_bytes_total"),
+            imported_bytes: counter("aquifer_log_imported_bytes_total"),
             dropped_ledgers: counter("aquifer_log_dropped_ledgers_total"),
             bad_objects: zero::counter_by(
                 meter,

@@ -9,6 +9,7 @@
 //! - An object counts only after every byte of it was read back and checked (H23, I10).
 //! - Copies at bookies go only after a lag, while the object is there as it was written, and only
 //!   of what no load of the topic replays (`droppable`).
+//! - A re-import brings copies back beside the object, which stays the copy that counts.
 //! - What an attempt leaves behind is written down before it begins, and the reaper finds it there.
 
 pub mod audit;
@@ -22,6 +23,8 @@ pub mod tier;
 
 mod care;
 mod due;
+mod import;
+mod importing;
 mod known;
 mod left;
 pub(crate) mod upload;

@@ -3,22 +3,24 @@
 //!
 //! - What bookies must have is asked of bookies first, and of the object only when they cannot
 //!   give it.
-//! - Where bookies owe nothing, none is asked. An object that is not where it must be is damage,
-//!   and said so, only once the place is known to be the right one.
+//! - Where bookies owe nothing, none is asked, but for what a re-import has brought back: its
+//!   copies are another ledger, and the object serves whenever they cannot. An object that is not
+//!   where it must be is damage, and said so, only once the place is known to be the right one.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use aquifer_cold::cache::{ObjectRef, WantedEntries};
 use aquifer_cold::error::{ColdError, ColdResult};
 use aquifer_cold::format::Expected;
 use aquifer_cold::location::Location;
 use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::ledger_metadata::{LedgerInfo, LedgerState};
-use aquifer_ledger::offload::{Offload, StoredObject};
+use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
+use aquifer_ledger::offload::{Copies, Offload, StoredObject};
 use aquifer_ledger::reader::{Wanted, read_range};
 use aquifer_model::entry::EntryHead;
-use aquifer_model::id::{AttemptId, EntryId, Index};
-use aquifer_model::storage::StoredEntry;
+use aquifer_model::id::{AttemptId, EntryId, Index, LedgerId};
+use aquifer_model::storage::{StoredEntry, digest};
 use aquifer_runtime::clock;
 
 use crate::context::LogContext;
@@ -55,6 +57,15 @@ pub(crate) async fn read_stored(
         return Ok(read_range(&ctx.ledgers, info, wanted).await?);
     };
     if !is_local {
+        if let Some(Copies::Imported { into, .. }) = info.offload.as_ref().and_then(Offload::copies)
+        {
+            match from_copies(ctx, (info.id, into), wanted).await {
+                Ok(entries) => return Ok(entries),
+                Err(error) => {
+                    tracing::debug!(ledger = %info.id, %into, %error, "copies do not help");
+                }
+            }
+        }
         return from_object(ctx, info, (attempt, object), wanted).await;
     }
     match read_range(&ctx.ledgers, info, wanted).await {
@@ -98,7 +109,41 @@ pub(crate) async fn narrowed(
     }
 }
 
-async fn from_object(
+/// Reads entries of a ledger from another one, which a re-import has written. Each is as the ledger
+/// itself would give it, but that its LAC is the one that the copy carries.
+async fn from_copies(
+    ctx: &LogContext,
+    (ledger, into): (LedgerId, LedgerId),
+    wanted: Wanted,
+) -> Result<Vec<StoredEntry>, LedgerError> {
+    let known = ctx.cold.as_ref().and_then(|tier| tier.imported(into));
+    let read = match known {
+        Some(copies) => read_range(&ctx.ledgers, &copies, wanted).await.ok(),
+        None => None,
+    };
+    let mut entries = match read {
+        Some(entries) => entries,
+        // Repair may have replaced every bookie that the record in memory names.
+        None => {
+            let loaded = ledger_metadata::load_existing(&*ctx.ledgers.store, into).await;
+            let copies = loaded.map(Arc::new);
+            if let Some(tier) = &ctx.cold {
+                tier.note_imported(into, copies.as_ref().ok());
+            }
+            let copies = copies?;
+            read_range(&ctx.ledgers, &copies, wanted).await?
+        }
+    };
+    if wanted.prefix_bytes.is_none() {
+        for entry in &mut entries {
+            let (lac, length) = (entry.last_add_confirmed, entry.ledger_length);
+            entry.digest = digest(ledger, entry.entry, lac, length, &[&entry.data]);
+        }
+    }
+    Ok(entries)
+}
+
+pub(crate) async fn from_object(
     ctx: &LogContext,
     info: &LedgerInfo,
     stored: (AttemptId, &StoredObject),

@@ -1,5 +1,6 @@
 //! The handle of one topic log: what brokers call.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use aquifer_model::id::Index;
@@ -206,6 +207,21 @@ impl TopicLog {
     /// [`LogError::Invalid`] when no place for objects is set; when metadata cannot be read.
     pub async fn request_offload(&self, below: Index) -> Result<Offloading, LogError> {
         self.inner.request_offload(below).await
+    }
+
+    /// Has the ledgers with messages of a range brought back to bookies, in the background, that
+    /// only objects have, and says how many are left. Repeat the call to follow it. The copies go
+    /// again like those of a ledger that was just offloaded.
+    ///
+    /// # Errors
+    /// [`LogError::Invalid`] when no place for objects is set; when metadata cannot be read.
+    pub async fn request_import(&self, range: Range<Index>) -> Result<Offloading, LogError> {
+        self.inner.request_import(range).await
+    }
+
+    /// Ends the re-import that was asked for, in the middle of a ledger too.
+    pub fn cancel_import(&self) {
+        self.inner.cancel_import();
     }
 
     /// Offloads in the background what is due by policy or on command, and drops copies at bookies

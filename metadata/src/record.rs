@@ -140,17 +140,21 @@ fn namespace_version(record: &v1::NamespaceRecord) -> u32 {
 const LEDGER_WITH_OFFLOAD: u32 = 2;
 /// That of one whose object is known to be damaged: older builds would drop its copies.
 const LEDGER_DAMAGED_OBJECT: u32 = 3;
+/// That of one whose copies are in another ledger: older builds would forget that.
+const LEDGER_IMPORTED: u32 = 4;
 
 impl Record for v1::LedgerRecord {
     const NAME: &'static str = "ledger";
-    const NEWEST: u32 = LEDGER_DAMAGED_OBJECT;
+    const NEWEST: u32 = LEDGER_IMPORTED;
 
     fn version(&self) -> u32 {
-        let object = self.offload.as_ref().map(|offload| &offload.object);
-        match object {
-            Some(Some(object)) if object.damaged => LEDGER_DAMAGED_OBJECT,
-            Some(_) => LEDGER_WITH_OFFLOAD,
-            None => FORMAT_VERSION,
+        let Some(offload) = &self.offload else {
+            return FORMAT_VERSION;
+        };
+        match &offload.object {
+            _ if offload.copy_ledger_id > 0 => LEDGER_IMPORTED,
+            Some(object) if object.damaged => LEDGER_DAMAGED_OBJECT,
+            _ => LEDGER_WITH_OFFLOAD,
         }
     }
 

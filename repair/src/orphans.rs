@@ -1,8 +1,9 @@
 //! Ledgers that no topic refers to: what a defect, or a deletion by hand, has left behind.
 //!
 //! A topic refers to a ledger in its record, also while it is being restored, or in a page below
-//! it. A ledger's record and the reference to it are written in one transaction, and a reference
-//! goes only together with an intent. So a ledger that has a record, no reference and no intent, in
+//! it; the record of an offloaded ledger refers to the ledger that a re-import has written. A
+//! ledger's record and the reference to it are written in one transaction, and a reference goes
+//! only together with an intent. So a ledger that has a record, no reference and no intent, in
 //! this order of looking, is an orphan. Fails closed: anything that cannot be read, and anything
 //! unusual, ends the pass without a consequence; and an orphan must be one in two passes.
 
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use aquifer_ledger::deletion::{self, Intent};
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::ledger_metadata::{self, LedgerInfo};
+use aquifer_ledger::offload::{Copies, Offload};
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::store::{Expect, Guard, Transaction, Until, Versioned};
@@ -114,7 +116,23 @@ impl OrphanAudit {
         };
         // A topic that is restored meanwhile moves from here to there.
         let restoring = self.collect(keys::RESTORES_PREFIX, take).await?;
-        Ok(restoring | self.collect(keys::TENANTS_PREFIX, take).await?)
+        let of_topics = restoring | self.collect(keys::TENANTS_PREFIX, take).await?;
+        Ok(of_topics | self.imported().await?)
+    }
+
+    /// The ledgers with copies that a re-import has brought back, by the records of those that they
+    /// belong to.
+    async fn imported(&self) -> Result<RoaringTreemap, LedgerError> {
+        let take = |imported: &mut RoaringTreemap, item: &Versioned| {
+            let Ok(Key::Ledger(id)) = item.key.parse() else {
+                return Err(LedgerError::BadRecord(0, format!("key {}", item.key)));
+            };
+            let offload = LedgerInfo::decode(id, item)?.offload;
+            let copies = offload.as_ref().and_then(Offload::copies);
+            imported.extend(copies.and_then(Copies::other_ledger).map(|copy| copy.0));
+            Ok(())
+        };
+        self.collect(keys::LEDGERS_PREFIX, take).await
     }
 
     async fn intended(&self) -> Result<RoaringTreemap, LedgerError> {

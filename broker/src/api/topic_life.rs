@@ -6,7 +6,7 @@ use aquifer_model::place::Place;
 use aquifer_model::ranges::TopicRanges;
 use aquifer_model::stats::{OffloadProgress, TopicEnd};
 use aquifer_model::topic::TopicName;
-use aquifer_protocol_api::admin::SubscriptionReset;
+use aquifer_protocol_api::admin::{Reimport, SubscriptionReset};
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use aquifer_runtime::clock;
 use futures::StreamExt;
@@ -30,6 +30,7 @@ enum Step {
     Unload,
     Terminate,
     Offload(Place),
+    Reimport(Reimport),
     Reset,
 }
 
@@ -40,9 +41,20 @@ impl Step {
         matches!(self, Step::Unload | Step::Terminate)
     }
 
+    /// The places that it names.
+    fn places(self) -> [Option<Place>; 2] {
+        match self {
+            Step::Offload(before) => [Some(before), None],
+            Step::Reimport(Reimport::Range { from, to }) => [Some(from), Some(to)],
+            Step::Reimport(Reimport::Cancel) | Step::Unload | Step::Terminate | Step::Reset => {
+                [None, None]
+            }
+        }
+    }
+
     /// Whether a partition that was never used has nothing that it is done to.
     fn needs_record(self) -> bool {
-        matches!(self, Step::Offload(_) | Step::Reset)
+        matches!(self, Step::Offload(_) | Step::Reimport(_) | Step::Reset)
     }
 }
 
@@ -90,6 +102,16 @@ impl Broker {
         reach: Reach,
     ) -> Result<OffloadProgress, BrokerError> {
         Ok(self.each(topic, Step::Offload(before), reach).await?.left)
+    }
+
+    /// Answers what is left to bring back to bookies, of all partitions together.
+    pub(super) async fn reimport(
+        &self,
+        topic: &TopicName,
+        what: Reimport,
+        reach: Reach,
+    ) -> Result<OffloadProgress, BrokerError> {
+        Ok(self.each(topic, Step::Reimport(what), reach).await?.left)
     }
 
     /// Answers from where subscriptions go on, partition after partition.
@@ -141,8 +163,8 @@ impl Broker {
                 Reach::Anywhere => self.step_anywhere(topic, step).await,
             };
         }
-        if let Step::Offload(before) = step {
-            in_one_partition(topic, &ranges, Some(before))?;
+        for place in step.places().into_iter().flatten() {
+            in_one_partition(topic, &ranges, Some(place))?;
         }
         let parts = futures::stream::iter(parts_of(topic, &ranges));
         let mut parts = parts
@@ -201,6 +223,7 @@ impl Broker {
             Step::Unload => done.unloaded = peers.unload_topic(url, topic).await?,
             Step::Terminate => done.ends = peers.terminate_topic(url, topic).await?,
             Step::Offload(before) => done.left = peers.offload_topic(url, topic, before).await?,
+            Step::Reimport(what) => done.left = peers.reimport_topic(url, topic, what).await?,
             Step::Reset => done.reset = peers.reset_subscriptions(url, topic).await?,
         }
         Ok(done)
@@ -218,6 +241,7 @@ impl Broker {
                 done.ends = vec![TopicEnd { topic, end }];
             }
             Step::Offload(before) => done.left = self.offload_here(topic, before).await?,
+            Step::Reimport(what) => done.left = self.reimport_here(topic, what).await?,
             Step::Reset => {
                 let reset = self.topics.ask(topic, &Create::Never, Event::ResetCursors);
                 done.reset = reset.await?;

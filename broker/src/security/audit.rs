@@ -50,7 +50,7 @@ const FIRST_PREV: &str = "000000000000000000000000000000000000000000000000000000
 const TEXT_BYTES_MAX: usize = 256;
 
 /// Requests that change something. Everything else is written only when it is refused.
-const CHANGES: [&str; 39] = [
+const CHANGES: [&str; 40] = [
     "add_grant",
     "add_revocation",
     "begin_backup",
@@ -74,6 +74,7 @@ const CHANGES: [&str; 39] = [
     "forget_backup",
     "grow_topic",
     "offload_topic",
+    "reimport_topic",
     "remove_grant",
     "remove_revocation",
     "reset_subscriptions",

@@ -25,7 +25,7 @@ use aquifer_model::place::Place;
 use aquifer_model::stats::{OffloadProgress, TopicEnd, TopicStats};
 use aquifer_model::subscription::Properties;
 use aquifer_model::topic::{SubscriptionName, TopicName};
-use aquifer_protocol_api::admin::{Admin, Clear, Deletion, Peeked, SubscriptionReset};
+use aquifer_protocol_api::admin::{Admin, Clear, Deletion, Peeked, Reimport, SubscriptionReset};
 use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::data_plane::DataPlane;
 use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind, Outcome};
@@ -104,6 +104,17 @@ impl Peers for Reports {
     ) -> ApiResult<OffloadProgress> {
         let (broker, context) = (self.at(url)?, ctx());
         let left = broker.offload_topic(&context, topic.clone(), before);
+        left.await
+    }
+
+    async fn reimport_topic(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        what: Reimport,
+    ) -> ApiResult<OffloadProgress> {
+        let (broker, context) = (self.at(url)?, ctx());
+        let left = broker.reimport_topic(&context, topic.clone(), what);
         left.await
     }
 

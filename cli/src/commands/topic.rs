@@ -8,7 +8,7 @@ use aquifer_model::topic::TopicName;
 use aquifer_runtime::clock::{self, Clock, SystemClock};
 use serde_json::{Value, json};
 
-use crate::args::{TopicArgs, TopicCommand};
+use crate::args::{ReimportArgs, TopicArgs, TopicCommand};
 use crate::commands::{policy, subscription};
 use crate::connect::Connect;
 use crate::exit::CliError;
@@ -66,6 +66,7 @@ pub async fn run(args: TopicArgs, connect: &Connect, out: &Output) -> Result<(),
             before,
             wait,
         } => offload(&topic, before, wait, &admin, out).await,
+        TopicCommand::Reimport(args) => reimport(args, &admin, out).await,
         TopicCommand::Grow { topic, partitions } => {
             let topic = topic.to_string();
             admin.grow_topic(&topic, partitions).await?;
@@ -177,6 +178,35 @@ async fn offload(
         (0, _) => "nothing to offload".to_owned(),
         (_, true) => format!("offloaded {ledgers} ledgers, {bytes} bytes, in {seconds:.1} s"),
         (_, false) => format!("offloading {ledgers} ledgers, {bytes} bytes"),
+    })
+}
+
+/// Has ledgers brought back to bookies, with `wait` until all of them are, or ends that.
+async fn reimport(args: ReimportArgs, admin: &Admin, out: &Output) -> Result<(), CliError> {
+    let (name, from, to) = (args.topic.to_string(), args.from, args.to);
+    if args.cancel {
+        admin.cancel_reimport(&name).await?;
+        return match out.is_json() {
+            true => out.object(&json!({"topic": name, "cancelled": true})),
+            false => out.line("the re-import is ended"),
+        };
+    }
+    let began = SystemClock.monotonic();
+    let (ledgers, bytes) = admin.reimport_topic(&name, from, to).await?;
+    let mut left = ledgers;
+    while args.wait && left > 0 {
+        clock::sleep(POLL_PAUSE).await;
+        (left, _) = admin.reimport_topic(&name, from, to).await?;
+    }
+    let seconds = SystemClock.monotonic().saturating_sub(began).as_secs_f64();
+    if out.is_json() {
+        let object = json!({"ledgers": ledgers, "bytes": bytes, "seconds": seconds});
+        return out.object(&object);
+    }
+    out.line(match (ledgers, args.wait) {
+        (0, _) => "nothing to re-import".to_owned(),
+        (_, true) => format!("re-imported {ledgers} ledgers, {bytes} bytes, in {seconds:.1} s"),
+        (_, false) => format!("re-importing {ledgers} ledgers, {bytes} bytes"),
     })
 }
 

@@ -471,6 +471,7 @@ not_scripted! {
     create_topic: CreateTopicRequest -> CreateTopicResponse,
     delete_topic: DeleteTopicRequest -> DeleteTopicResponse,
     offload_topic: OffloadTopicRequest -> OffloadTopicResponse,
+    reimport_topic: ReimportTopicRequest -> ReimportTopicResponse,
     list_topics: ListTopicsRequest -> ListTopicsResponse,
     delete_subscription: DeleteSubscriptionRequest -> DeleteSubscriptionResponse,
     create_subscription: CreateSubscriptionRequest -> CreateSubscriptionResponse,

@@ -153,6 +153,7 @@ fn add(
     record.fragments.clear();
     if let Some(offload) = &mut record.offload {
         offload.copies = v1::BookieCopies::Gone.into();
+        (offload.copy_ledger_id, offload.imported_ms) = (0, 0);
     }
     captured.ledgers.push(v1::BackupLedger {
         segment: Some(segment.sealed_record()),

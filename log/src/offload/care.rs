@@ -81,7 +81,7 @@ impl LogInner {
         self.offload.lock().known.get(&ledger).cloned()
     }
 
-    async fn look(&self, ledger: LedgerId) -> Result<(), LedgerError> {
+    pub(super) async fn look(&self, ledger: LedgerId) -> Result<(), LedgerError> {
         // Never closed.
         let _turn = match &self.ctx.cold {
             Some(tier) => tier.looks.acquire().await.ok(),
@@ -122,7 +122,7 @@ impl LogInner {
 
     /// Learns where the bytes of segments are that end above an index, the newest first, as far as
     /// that is not known.
-    async fn learn(&self, above: Index, reads_max: usize) -> Result<(), LogError> {
+    pub(super) async fn learn(&self, above: Index, reads_max: usize) -> Result<(), LogError> {
         let unknown = self.unknown(above).into_iter().take(reads_max);
         let mut looks = futures::stream::iter(unknown)
             .map(|ledger| self.look(ledger))
@@ -145,7 +145,7 @@ impl LogInner {
             Some(Known::Claimed) => SegmentState::Offloading,
             Some(Known::Stored { object, copies, .. }) => SegmentState::Offloaded {
                 object,
-                local: copies == Copies::Kept,
+                local: copies.serve(),
             },
         }
     }
@@ -199,12 +199,12 @@ impl LogInner {
         }
         self.offload.lock().unneeded = unneeded;
         let due = self.look_for_work(tier);
-        if due.is_unknown || due.has_work(droppable) {
+        if due.is_unknown || due.has_work(droppable) || self.awaits_import() {
             self.begin_offload(droppable);
         }
     }
 
-    fn begin_offload(&self, droppable: Index) {
+    pub(super) fn begin_offload(&self, droppable: Index) {
         let (Some(me), Some(tier)) = (self.me.upgrade(), self.ctx.cold.clone()) else {
             return;
         };
@@ -239,7 +239,9 @@ impl LogInner {
             {
                 tracing::warn!(topic = %me.cell.topic(), %error, "offload failed, and is tried again later");
                 // For the one that asked, if any did.
-                state.failure = Some(error).filter(|_| state.below > Index(0));
+                let import = state.import.take();
+                let is_asked = state.below > Index(0) || import.is_some();
+                state.failure = Some(error).filter(|_| is_asked);
             }
         });
     }
@@ -277,7 +279,7 @@ impl LogInner {
                 return state.running;
             }
         }
-        self.look_for_work(tier).has_work(droppable)
+        self.look_for_work(tier).has_work(droppable) || self.awaits_import()
     }
 
     /// Whether copies of a ledger could go but for a load, which would read them, as of the last
@@ -291,7 +293,9 @@ impl LogInner {
         let token = self.ctx.ledgers.tasks.shutdown_token();
         let work = async {
             self.learn(self.dropped_end(), usize::MAX).await?;
+            self.give_up_imports().await?;
             self.offload_due(tier).await?;
+            self.import_due(tier).await?;
             self.drop_due(tier, droppable).await
         };
         tokio::select! {
@@ -402,47 +406,53 @@ impl LogInner {
         policy.enabled && self.offload.lock().is_at(ledger, &pressed)
     }
 
+    /// Whether an object is there as it was written, as far as its length tells.
+    pub(super) async fn check_object(
+        &self,
+        tier: &ColdTier,
+        object: &StoredObject,
+    ) -> Result<(), LogError> {
+        let name = &object.name;
+        if object.is_damaged {
+            return Err(LogError::Damaged(format!(
+                "a scrub found object {name} damaged: copies at bookies stay"
+            )));
+        }
+        let location = tier.locations.get(object.location).await;
+        let location = location.map_err(of_store)?;
+        location.check().await.map_err(of_store)?;
+        let damaged = |what: &str| {
+            self.ctx.metrics.found_bad_object(what);
+            LogError::Damaged(format!("object {name} is {what}: copies at bookies stay"))
+        };
+        match location.store.size(name).await {
+            Ok(size) if size == object.size_bytes => Ok(()),
+            Ok(_) => Err(damaged("damaged")),
+            // The place is the right one.
+            Err(ColdError::NotFound(_)) => Err(damaged("missing")),
+            Err(error) => Err(of_store(error)),
+        }
+    }
+
     async fn drop_copies(&self, tier: &ColdTier, ledger: LedgerId) -> Result<(), LogError> {
         let store = &*self.ctx.ledgers.store;
         let Some(info) = ledger_metadata::load(store, ledger).await? else {
             return Ok(());
         };
+        self.drop_imported(tier, &info).await?;
         if let Some(Offload::Stored {
             attempt,
             object,
             copies: Copies::Kept,
         }) = &info.offload
         {
-            if object.is_damaged {
-                let name = &object.name;
-                return Err(LogError::Damaged(format!(
-                    "a scrub found object {name} damaged: copies at bookies stay"
-                )));
-            }
             if !self.may_go(tier, ledger, object) {
                 // Another object than the one that was looked at: its own lag runs.
                 self.infos.lock().remove(&ledger);
                 self.look(ledger).await?;
                 return Ok(());
             }
-            let location = tier
-                .locations
-                .get(object.location)
-                .await
-                .map_err(of_store)?;
-            location.check().await.map_err(of_store)?;
-            let damaged = |what: &str| {
-                let name = &object.name;
-                self.ctx.metrics.found_bad_object(what);
-                LogError::Damaged(format!("object {name} is {what}: copies at bookies stay"))
-            };
-            match location.store.size(&object.name).await {
-                Ok(size) if size == object.size_bytes => {}
-                Ok(_) => return Err(damaged("damaged")),
-                // The place is the right one.
-                Err(ColdError::NotFound(_)) => return Err(damaged("missing")),
-                Err(error) => return Err(of_store(error)),
-            }
+            self.check_object(tier, object).await?;
             if objects::drop_copies(store, ledger, *attempt).await? {
                 self.infos.lock().remove(&ledger);
                 self.ctx.metrics.dropped_ledgers.add(1, &[]);

@@ -4,7 +4,6 @@
 //! Invariant: what ends at or below the mark `dropped_end` of the topic's record is done, and is
 //! not looked at.
 
-use aquifer_ledger::offload::Copies;
 use aquifer_model::id::{Index, LedgerId};
 
 use crate::offload::figures::Behind;
@@ -77,14 +76,13 @@ impl LogInner {
                         due.next = Some((ledger, segment.bytes));
                     }
                 }
-                Some(Known::Stored {
-                    copies: Copies::Kept,
-                    stored_ms,
-                    ..
-                }) if (policy.lag_is_over(*stored_ms, now_ms) || is_pressed) && !rests => {
-                    due.over.push((ledger, segment.end_index));
+                Some(known) if !rests => {
+                    let is_over = |since_ms| policy.lag_is_over(since_ms, now_ms) || is_pressed;
+                    if known.copies_since().is_some_and(is_over) {
+                        due.over.push((ledger, segment.end_index));
+                    }
                 }
-                _ => {}
+                Some(_) | None => {}
             }
         }
         due.over.reverse();

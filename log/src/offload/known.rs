@@ -1,6 +1,7 @@
 //! What a log remembers of its offload, and how far that is, as its record says it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use aquifer_ledger::offload::{Copies, Offload};
 use aquifer_model::id::{AttemptId, BookieId, Index, LedgerId};
 use aquifer_proto::v1;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::error::LogError;
 use crate::offload::figures::BehindOfLog;
@@ -34,6 +36,10 @@ pub(crate) struct OffloadState {
     /// Why, for the one that asked.
     pub(super) failure: Option<LogError>,
     pub(super) behind: Option<BehindOfLog>,
+    /// Messages whose ledgers are to be re-imported.
+    pub(super) import: Option<Range<Index>>,
+    /// Told when a re-import is cancelled.
+    pub(super) import_cancelled: Arc<Notify>,
 }
 
 pub(crate) type SharedOffloadState = Mutex<OffloadState>;
@@ -73,7 +79,33 @@ impl Known {
         match self {
             Known::Local => false,
             Known::Claimed => true,
-            Known::Stored { copies, .. } => *copies == Copies::Going,
+            Known::Stored { copies, .. } => {
+                matches!(copies, Copies::Going | Copies::Coming { .. })
+            }
+        }
+    }
+
+    /// Since when an object and copies at bookies are both there, if they are.
+    pub(super) fn copies_since(&self) -> Option<u64> {
+        match self {
+            Known::Stored {
+                copies: Copies::Kept,
+                stored_ms,
+                ..
+            } => Some(*stored_ms),
+            Known::Stored {
+                copies: Copies::Imported { since_ms, .. },
+                ..
+            } => Some(*since_ms),
+            Known::Local | Known::Claimed | Known::Stored { .. } => None,
+        }
+    }
+
+    /// What becomes of the copies of a ledger that is in an object.
+    pub(super) fn copies(&self) -> Option<Copies> {
+        match self {
+            Known::Local | Known::Claimed => None,
+            Known::Stored { copies, .. } => Some(*copies),
         }
     }
 }
@@ -108,11 +140,9 @@ impl OffloadState {
         let beyond = |segment: &&Segment| segment.end_index.0 > before.dropped_end;
         for segment in sealed.iter().filter(beyond) {
             let end = segment.end_index.0;
-            let Some(Known::Stored {
-                copies, stored_ms, ..
-            }) = self.known.get(&segment.ledger)
-            else {
-                is_unknown |= !self.known.contains_key(&segment.ledger);
+            let known = self.known.get(&segment.ledger);
+            let Some((known, Known::Stored { copies, .. })) = known.zip(known) else {
+                is_unknown |= known.is_none();
                 all_stored &= end <= before.stored_end;
                 all_dropped = false;
                 continue;
@@ -122,9 +152,12 @@ impl OffloadState {
             }
             if *copies != Copies::Gone {
                 all_dropped = false;
-                // Those that are going need nothing but their bookies.
-                if *copies == Copies::Kept {
-                    mark.copies_since_ms = earlier(mark.copies_since_ms, (*stored_ms).max(1));
+                // Those that are going need nothing but their bookies; a re-import that was left in
+                // the middle needs an owner soon.
+                let is_coming = matches!(copies, Copies::Coming { .. });
+                let since = known.copies_since().or(is_coming.then_some(0));
+                if let Some(since_ms) = since {
+                    mark.copies_since_ms = earlier(mark.copies_since_ms, since_ms.max(1));
                 }
             } else if all_dropped {
                 mark.dropped_end = end;

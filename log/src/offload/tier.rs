@@ -8,7 +8,8 @@ use std::time::Duration;
 use aquifer_cold::cache::ObjectCache;
 use aquifer_cold::location::Locations;
 use aquifer_cold::paced::Pace;
-use aquifer_model::id::{AttemptId, BrokerId};
+use aquifer_ledger::ledger_metadata::LedgerInfo;
+use aquifer_model::id::{AttemptId, BrokerId, LedgerId};
 use aquifer_model::policy::offload::OffloadPolicy;
 use aquifer_runtime::bucket::Bucket;
 use aquifer_runtime::budget::ByteBudget;
@@ -21,6 +22,8 @@ use crate::offload::pressure::Pressure;
 
 /// Records of ledgers that a process reads at once to learn where their bytes are.
 const LOOKS_AT_ONCE: usize = 32;
+/// Records of ledgers with re-imported copies that a process remembers.
+const IMPORTED_MAX: usize = 1_024;
 /// What the attempts of a process may hold in memory, for each of its workers.
 const WORKER_BYTES: usize = 64 << 20;
 /// Uploads that were quiet may send so much at once.
@@ -59,6 +62,8 @@ pub struct ColdTier {
     pub(crate) seen: Mutex<BTreeMap<AttemptId, (Duration, Option<Duration>)>>,
     /// There may be something to reap.
     pub(crate) left: Notify,
+    /// Ledgers with re-imported copies that were read lately.
+    imported: Mutex<BTreeMap<LedgerId, Arc<LedgerInfo>>>,
 }
 
 /// Bounds of offload.
@@ -132,6 +137,28 @@ impl ColdTier {
             active: Mutex::default(),
             seen: Mutex::default(),
             left: Notify::new(),
+            imported: Mutex::default(),
+        }
+    }
+
+    /// The record of a ledger with re-imported copies, if it was read lately.
+    pub(crate) fn imported(&self, ledger: LedgerId) -> Option<Arc<LedgerInfo>> {
+        self.imported.lock().get(&ledger).cloned()
+    }
+
+    /// Remembers the record of such a ledger, or forgets it.
+    pub(crate) fn note_imported(&self, ledger: LedgerId, info: Option<&Arc<LedgerInfo>>) {
+        let mut imported = self.imported.lock();
+        match info {
+            None => {
+                imported.remove(&ledger);
+            }
+            Some(info) => {
+                if imported.len() >= IMPORTED_MAX {
+                    imported.pop_first();
+                }
+                imported.insert(ledger, Arc::clone(info));
+            }
         }
     }
 

@@ -4,6 +4,7 @@ mod backups;
 mod copies;
 mod failures;
 mod faults;
+mod importing;
 mod listing;
 mod offloaders;
 mod planning;

@@ -92,6 +92,16 @@ fn a_record_has_the_version_that_its_fields_need() {
         ..v1::StoredObject::default()
     };
     assert_eq!(offloaded(Some(damaged)), 3);
+    let imported = v1::OffloadRecord {
+        object: Some(v1::StoredObject::default()),
+        copy_ledger_id: 7,
+        ..v1::OffloadRecord::default()
+    };
+    let imported = v1::LedgerRecord {
+        offload: Some(imported),
+        ..v1::LedgerRecord::default()
+    };
+    assert_eq!(version(imported), 4);
 }
 
 #[test]

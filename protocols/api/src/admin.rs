@@ -131,6 +131,16 @@ pub trait Admin: Send + Sync + 'static {
         before: Place,
     ) -> ApiResult<OffloadProgress>;
 
+    /// Has the ledgers of a topic, or of all its partitions, brought back to bookies that only
+    /// objects have, in the background, or ends that. Answers what is left to do: repeat the call
+    /// to follow it. A failure since the last call is the answer of this one, and ends it.
+    async fn reimport_topic(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        what: Reimport,
+    ) -> ApiResult<OffloadProgress>;
+
     /// Gives a partitioned topic more partitions. That is not built: what could be done is refused
     /// as `Unimplemented`, with what to do instead.
     async fn grow_topic(
@@ -334,6 +344,20 @@ pub struct Peeked {
     pub batches: Vec<StoredBatch>,
     /// What of them storage cannot give.
     pub gaps: Vec<Gap>,
+}
+
+/// What is to be brought back to bookies of a topic that only objects have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reimport {
+    /// The ledgers that have messages between two places.
+    Range {
+        /// The first message.
+        from: Place,
+        /// Behind the last one.
+        to: Place,
+    },
+    /// Nothing more: what was asked for is ended.
+    Cancel,
 }
 
 /// From where a subscription goes on whose record was damaged.

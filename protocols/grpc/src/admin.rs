@@ -6,7 +6,9 @@ use aquifer_proto::convert::ranges::{wire_key_hash, wire_ranges};
 use aquifer_proto::convert::stats::{wire_end, wire_stats};
 use aquifer_proto::convert::subscription::properties;
 use aquifer_proto::v1;
-use aquifer_protocol_api::admin::{Clear, Deletion, Removal, SubscriptionReset, TopicContent};
+use aquifer_protocol_api::admin::{
+    Clear, Deletion, Reimport, Removal, SubscriptionReset, TopicContent,
+};
 use aquifer_protocol_api::consumer::IndexRange;
 use tonic::{Request, async_trait};
 
@@ -233,6 +235,31 @@ impl v1::admin_server::Admin for Service {
             };
             let left = broker.offload_topic(&ctx, topic(&r.topic)?, before).await?;
             Ok(v1::OffloadTopicResponse {
+                ledgers: left.ledgers,
+                bytes: left.bytes,
+            })
+        })
+        .await
+    }
+
+    async fn reimport_topic(
+        &self,
+        request: Request<v1::ReimportTopicRequest>,
+    ) -> Answer<v1::ReimportTopicResponse> {
+        self.unary("reimport_topic", request, |broker, ctx, r| async move {
+            let at = |text: &str, or: Place| match text {
+                "" => Ok(or),
+                text => place(text),
+            };
+            let what = match r.cancel {
+                true => Reimport::Cancel,
+                false => Reimport::Range {
+                    from: at(&r.from, Place::Earliest)?,
+                    to: at(&r.to, Place::Latest)?,
+                },
+            };
+            let left = broker.reimport_topic(&ctx, topic(&r.topic)?, what).await?;
+            Ok(v1::ReimportTopicResponse {
                 ledgers: left.ledgers,
                 bytes: left.bytes,
             })

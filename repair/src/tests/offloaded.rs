@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 
 use aquifer_ledger::deletion;
 use aquifer_ledger::index::LedgerIndex;
+use aquifer_ledger::ledger_metadata;
+use aquifer_ledger::offload::imports::ImportStep;
 use aquifer_ledger::offload::{self, OffloadError, OffloadStep, StoredObject};
 use aquifer_ledger::reader::{Wanted, read_range};
 use aquifer_model::id::AttemptId;
@@ -184,4 +186,24 @@ async fn orphans_take_their_objects_along() {
         cluster.world.store.keys(keys::DYING_OBJECTS_PREFIX).len(),
         1
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn re_imported_copies_are_no_orphan_and_go_with_their_ledger() {
+    let (cluster, _, [_, gone]) = three(3).await;
+    let copies = cluster.closed(quorum(3, 3, 2), 5).await;
+    let begin = ImportStep::Begin { into: copies };
+    let info = cluster.info(gone).await;
+    let mut named = info.imported(ATTEMPT, begin).unwrap().unwrap();
+    let replaced = ledger_metadata::replace(cluster.store(), &mut named, &[]);
+    replaced.await.unwrap();
+    cluster.pass_time(Duration::from_secs(2));
+    let mut audit = OrphanAudit::new(cluster.ctx.clone(), &cluster.config);
+    for _ in 0..2 {
+        assert_eq!(audit.pass().await.unwrap().suspects, 0);
+    }
+    assert_eq!(inspect::delete(&cluster.ctx, gone).await, Ok(Some(0)));
+    deletion::sweep_intents(&cluster.ctx.ledgers).await.unwrap();
+    let left = ledger_metadata::load(cluster.store(), copies).await;
+    assert!(left.unwrap().is_none());
 }

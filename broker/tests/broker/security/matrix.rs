@@ -14,7 +14,7 @@ use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate};
 use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_protocol_api::access::{Action, Resource};
-use aquifer_protocol_api::admin::{Admin, Clear, Deletion, Removal};
+use aquifer_protocol_api::admin::{Admin, Clear, Deletion, Reimport, Removal};
 use aquifer_protocol_api::backup::Backups;
 use aquifer_protocol_api::consumer::Held;
 use aquifer_protocol_api::context::RequestContext;
@@ -103,6 +103,7 @@ fn rows_of_tenants() -> impl Iterator<Item = Row> {
         "Admin/DeleteTopic" &[Manage], |b, c| b.delete_topic(&c, topic(), Deletion::Check);
         "Admin/DeleteTopic" &[Manage], |b, c| b.delete_topic_dry_run(&c, topic());
         "Admin/OffloadTopic" &[Manage], |b, c| b.offload_topic(&c, topic(), Place::Latest);
+        "Admin/ReimportTopic" &[Manage], |b, c| b.reimport_topic(&c, topic(), Reimport::Cancel);
         "Admin/GrowTopic" &[Manage], |b, c| b.grow_topic(&c, topic(), 3);
         "Admin/UnloadTopic" &[Manage], |b, c| b.unload_topic(&c, topic());
         "Admin/TerminateTopic" &[Manage], |b, c| b.terminate_topic(&c, "acme/shop/none".parse().unwrap());

@@ -14,7 +14,7 @@ use aquifer_model::place::Place;
 use aquifer_model::stats::{OffloadProgress, TopicEnd, TopicStats};
 use aquifer_model::subscription::Properties;
 use aquifer_model::topic::{SubscriptionName, TopicName};
-use aquifer_protocol_api::admin::{Clear, Deletion, Peeked, SubscriptionReset};
+use aquifer_protocol_api::admin::{Clear, Deletion, Peeked, Reimport, SubscriptionReset};
 use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind};
 use aquifer_protocol_api::security::{AuditPage, ReadAudit};
@@ -117,6 +117,21 @@ impl Peers for GrpcPeers {
     ) -> ApiResult<OffloadProgress> {
         let admin = self.client(url).map_err(failed)?.admin();
         let left = admin.offload_topic(&topic.to_string(), before).await;
+        let (ledgers, bytes) = left.map_err(failed)?;
+        Ok(OffloadProgress { ledgers, bytes })
+    }
+
+    async fn reimport_topic(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        what: Reimport,
+    ) -> ApiResult<OffloadProgress> {
+        let (admin, topic) = (self.client(url).map_err(failed)?.admin(), topic.to_string());
+        let left = match what {
+            Reimport::Range { from, to } => admin.reimport_topic(&topic, from, to).await,
+            Reimport::Cancel => admin.cancel_reimport(&topic).await.map(|()| (0, 0)),
+        };
         let (ledgers, bytes) = left.map_err(failed)?;
         Ok(OffloadProgress { ledgers, bytes })
     }

@@ -18,8 +18,8 @@ use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use async_trait::async_trait;
 
 use crate::admin::{
-    Admin, Clear, Deletion, Page, PageRequest, Peeked, Removal, Removed, SubscriptionReset,
-    TopicContent, TopicDescription, TopicLayout,
+    Admin, Clear, Deletion, Page, PageRequest, Peeked, Reimport, Removal, Removed,
+    SubscriptionReset, TopicContent, TopicDescription, TopicLayout,
 };
 use crate::backup::Backups;
 use crate::conformance::fake::{FakeBroker, LIFE};
@@ -151,6 +151,16 @@ impl Admin for FakeBroker {
         _ctx: &RequestContext,
         topic: TopicName,
         _before: Place,
+    ) -> ApiResult<OffloadProgress> {
+        self.called(&topic)?;
+        Ok(OffloadProgress::default())
+    }
+
+    async fn reimport_topic(
+        &self,
+        _ctx: &RequestContext,
+        topic: TopicName,
+        _what: Reimport,
     ) -> ApiResult<OffloadProgress> {
         self.called(&topic)?;
         Ok(OffloadProgress::default())
