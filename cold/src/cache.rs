@@ -6,6 +6,8 @@
 //! - What is damaged is read once more before it is called so, and is never kept.
 //! - An object never changes, so what is kept never becomes wrong.
 //! - What is kept has memory of its own: no block keeps what was read with it.
+//! - Blocks that are not in memory may be on a local disk (`disk`), and are checked like those of
+//!   an object: what is damaged there is fetched from the object.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -16,9 +18,11 @@ use aquifer_model::id::{AttemptId, EntryId};
 use aquifer_model::storage::StoredEntry;
 use aquifer_runtime::budget::ByteBudget;
 use aquifer_runtime::clock::SharedClock;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
+use crate::disk::{BlockKey, DiskCache, DiskFigures};
 use crate::error::{ColdError, ColdResult};
 use crate::format::block::Block;
 use crate::format::tail::{IndexRow, Tail};
@@ -65,8 +69,9 @@ pub struct WantedEntries {
 /// See the module.
 pub struct ObjectCache {
     tails: Mutex<Lru<AttemptId, Arc<OnceCell<Arc<Tail>>>>>,
-    blocks: Mutex<Lru<(AttemptId, usize), Arc<Block>>>,
+    blocks: Mutex<Lru<BlockKey, Arc<Block>>>,
     reads: ByteBudget,
+    disk: Option<Arc<DiskCache>>,
     hedges: Hedges,
     begun: AtomicU64,
     hits: AtomicU64,
@@ -102,6 +107,7 @@ impl ObjectCache {
             tails: Mutex::new(Lru::new(bytes.indexes)),
             blocks: Mutex::new(Lru::new(bytes.blocks)),
             reads: ByteBudget::new(bytes.reads),
+            disk: None,
             hedges: Hedges::new(clock),
             begun: AtomicU64::new(0),
             hits: AtomicU64::new(0),
@@ -109,7 +115,21 @@ impl ObjectCache {
         }
     }
 
-    /// Forgets everything: how a process that went idle gives memory back.
+    /// The same with more blocks on a local disk.
+    #[must_use]
+    pub fn with_disk(mut self, disk: Arc<DiskCache>) -> ObjectCache {
+        self.disk = Some(disk);
+        self
+    }
+
+    /// What is on the local disk; nothing without one.
+    #[must_use]
+    pub fn disk_figures(&self) -> DiskFigures {
+        let figures = self.disk.as_ref().map(|disk| disk.figures());
+        figures.unwrap_or_default()
+    }
+
+    /// Forgets what is in memory: how a process that went idle gives memory back.
     pub fn clear(&self) {
         self.tails.lock().clear();
         self.blocks.lock().clear();
@@ -272,6 +292,10 @@ impl ObjectCache {
         self.hits.fetch_add(hits as u64, Ordering::Relaxed);
         let misses = found.len() - hits;
         self.misses.fetch_add(misses as u64, Ordering::Relaxed);
+        if let Some(disk) = self.disk.as_ref().filter(|_| misses > 0) {
+            self.fill_from_disk(disk, object, (first, rows), &mut found)
+                .await;
+        }
         let mut at = 0;
         while at < found.len() {
             if found[at].is_some() {
@@ -280,17 +304,15 @@ impl ObjectCache {
             }
             let gap = found[at..].iter().take_while(|block| block.is_none());
             let end = at + gap.count();
-            let read = match self.fetch(store, object, &rows[at..end]).await {
-                Err(ColdError::Damaged { .. }) => self.fetch(store, object, &rows[at..end]).await?,
+            let wanted = (first + at, &rows[at..end]);
+            let read = match self.fetch(store, object, wanted).await {
+                Err(ColdError::Damaged { .. }) => self.fetch(store, object, wanted).await?,
                 read => read?,
             };
             let is_small = read.len() <= KEPT_BLOCKS_MAX;
             for (number, block) in (at..end).zip(read) {
                 if is_small || number == at || number + 1 == end {
-                    let alone = Arc::new(block.alone());
-                    let bytes = alone.memory();
-                    let mut kept = self.blocks.lock();
-                    kept.put((attempt, first + number), alone, bytes);
+                    self.keep((attempt, first + number), &block);
                 }
                 found[number] = Some(block);
             }
@@ -299,12 +321,59 @@ impl ObjectCache {
         Ok(found.into_iter().flatten().collect())
     }
 
+    fn keep(&self, key: BlockKey, block: &Block) {
+        let alone = Arc::new(block.alone());
+        let bytes = alone.memory();
+        self.blocks.lock().put(key, alone, bytes);
+    }
+
+    /// Fills in blocks that are on the local disk, the number of the first of which is `first`. Few
+    /// of them are kept in memory, as of those that are fetched.
+    async fn fill_from_disk(
+        &self,
+        disk: &Arc<DiskCache>,
+        object: &ObjectRef,
+        (first, rows): (usize, &[IndexRow]),
+        found: &mut [Option<Arc<Block>>],
+    ) {
+        let attempt = object.expected.attempt;
+        let missing: Vec<usize> = (0..rows.len()).filter(|at| found[*at].is_none()).collect();
+        let keys: Vec<BlockKey> = missing.iter().map(|at| (attempt, first + at)).collect();
+        let bytes_of = |row: &IndexRow| row.end() - row.offset + u64::from(row.raw_len);
+        let bytes: u64 = missing.iter().map(|at| bytes_of(&rows[*at])).sum();
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let _held = self.reads.acquire(bytes).await;
+        let blocks = disk.read(&keys).await;
+        let is_small = missing.len() <= KEPT_BLOCKS_MAX;
+        for (number, (at, bytes)) in missing.into_iter().zip(blocks).enumerate() {
+            if number > 0 && number.is_multiple_of(DECODED_AT_ONCE) {
+                tokio::task::yield_now().await;
+            }
+            let Some(bytes) = bytes else {
+                continue;
+            };
+            let key = (attempt, first + at);
+            match decode(attempt, &rows[at], &bytes) {
+                Ok(block) => {
+                    if is_small {
+                        self.keep(key, &block);
+                    }
+                    found[at] = Some(Arc::new(block));
+                }
+                Err(error) => {
+                    tracing::warn!(object = object.name, %error, "a block on the local disk is damaged, and fetched again");
+                    disk.forget(&key);
+                }
+            }
+        }
+    }
+
     /// Reads neighbouring blocks with one request.
     async fn fetch(
         &self,
         store: &dyn ColdStore,
         object: &ObjectRef,
-        rows: &[IndexRow],
+        (number, rows): (usize, &[IndexRow]),
     ) -> ColdResult<Vec<Arc<Block>>> {
         let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
             return Ok(Vec::new());
@@ -322,15 +391,24 @@ impl ObjectCache {
             }
             let (from, to) = (row.offset - first.offset, row.end() - first.offset);
             let part = part_of(&bytes, from, to);
-            let block = Block::decode(object.expected.attempt, &part).map_err(damaged)?;
-            if block.head.crc != row.crc || block.head.first_entry != row.first_entry {
-                let what = "a block is not what the index says";
-                return Err(damaged(FormatError::invalid(what)));
+            let attempt = object.expected.attempt;
+            let block = decode(attempt, row, &part).map_err(damaged)?;
+            if let Some(disk) = &self.disk {
+                disk.offer((attempt, number + at), &part);
             }
             blocks.push(Arc::new(block));
         }
         Ok(blocks)
     }
+}
+
+/// A block, if it is as it was written and the one that the index says.
+fn decode(attempt: AttemptId, row: &IndexRow, bytes: &Bytes) -> Result<Block, FormatError> {
+    let block = Block::decode(attempt, bytes)?;
+    if block.head.crc != row.crc || block.head.first_entry != row.first_entry {
+        return Err(FormatError::invalid("a block is not what the index says"));
+    }
+    Ok(block)
 }
 
 /// The most recently used values within some bytes.

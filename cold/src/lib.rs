@@ -10,6 +10,7 @@ pub mod backup;
 pub mod cache;
 pub mod config;
 pub mod counted;
+pub mod disk;
 pub mod error;
 pub mod format;
 mod hedge;

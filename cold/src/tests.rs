@@ -1,5 +1,6 @@
 //! Objects through stores: uploads, reads by index, damage, and places.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
@@ -7,10 +8,12 @@ use aquifer_metadata::store::MetadataStore;
 use aquifer_model::id::EntryId;
 use aquifer_model::storage::StoredEntry;
 use aquifer_runtime::clock::SystemClock;
+use aquifer_runtime::disk::{Disk, SimDisk};
 use aquifer_runtime::rng::{SeededRng, SharedRng};
 use aquifer_runtime::task::TaskGroup;
 
 use crate::cache::{CacheBytes, ObjectCache, ObjectRef, WantedEntries};
+use crate::disk::{DISK_CACHE_BYTES_MIN, DiskCache};
 use crate::error::{ColdError, ColdResult};
 use crate::format::tests::{ATTEMPT, LEDGER, TOKEN, entries, spec};
 use crate::format::{Compression, Expected};
@@ -395,4 +398,51 @@ async fn a_place_of_another_cluster_is_followed_where_it_moves() {
     let (number, is_foreign) = own.number_of(&place("mem://2")).await.unwrap();
     assert!(!is_foreign);
     assert_eq!(own.describe(number).await.unwrap().url, "mem://1");
+}
+
+/// Blocks come from the local disk when memory has none, and from the object when the disk has them
+/// damaged.
+#[tokio::test]
+async fn blocks_are_read_from_the_local_disk_and_never_damaged() {
+    let disk = SimDisk::new();
+    let directory = Path::new("/cache");
+    let clock = SystemClock::shared();
+    let opened = DiskCache::open(disk.shared(), directory, DISK_CACHE_BYTES_MIN, clock);
+    let opened = opened.unwrap();
+    let bytes = CacheBytes {
+        blocks: 0,
+        ..CacheBytes::default()
+    };
+    let cache = ObjectCache::new(bytes, SystemClock::shared()).with_disk(Arc::clone(&opened));
+    let store = MemoryColdStore::default();
+    let wanted = some(500);
+    let object = upload(&store, &wanted, 1 << 30).await;
+    let read = || cache.read(&store, &object, from(0, 1 << 30));
+    assert_eq!(read().await.unwrap(), wanted);
+    let blocks = cache.tail(&store, &object).await.unwrap().blocks.len() as u64;
+    assert!(blocks > 2);
+    // Written in the background.
+    let stored = object.index_offset - 64;
+    while cache.disk_figures().bytes < stored {
+        tokio::task::yield_now().await;
+    }
+    let _ = store.count(Op::Get);
+    assert_eq!(read().await.unwrap(), wanted);
+    assert_eq!(
+        (store.count(Op::Get), cache.disk_figures().hits),
+        (0, blocks)
+    );
+
+    let files = disk.list(directory).unwrap();
+    let is_segment = |path: &&PathBuf| path.to_string_lossy().contains("segment");
+    let segment = files.iter().find(is_segment).unwrap();
+    disk.flip_bit(segment, 100, 3).unwrap();
+    assert_eq!(read().await.unwrap(), wanted);
+    let figures = cache.disk_figures();
+    assert_eq!((store.count(Op::Get), figures.damaged), (1, 1));
+    while cache.disk_figures().bytes < stored {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(read().await.unwrap(), wanted);
+    assert_eq!(store.count(Op::Get), 0, "it was written again");
 }

@@ -147,8 +147,13 @@ impl LogMetrics {
 
     /// Shows what is behind policy, what of objects is under way, and how full caches serve.
     pub fn watch_tier(meter: &Meter, tier: &Arc<ColdTier>, clock: &SharedClock) {
+        LogMetrics::watch_gauges(meter, tier, clock);
+        LogMetrics::watch_counters(meter, tier);
+    }
+
+    fn watch_gauges(meter: &Meter, tier: &Arc<ColdTier>, clock: &SharedClock) {
         type Figure = fn(&ColdTier, u64) -> u64;
-        let gauges: [(&'static str, Figure); 9] = [
+        let gauges: [(&'static str, Figure); 10] = [
             ("aquifer_log_pressed_bookies", |tier, _| {
                 tier.pressure.bookies().len() as u64
             }),
@@ -167,6 +172,9 @@ impl LogMetrics {
             ),
             ("aquifer_log_offload_late_ledgers", |tier, _| {
                 tier.figures.behind().late
+            }),
+            ("aquifer_log_object_disk_bytes", |tier, _| {
+                tier.cache.disk_figures().bytes
             }),
             ("aquifer_log_objects_in_flight", |tier, _| {
                 tier.figures.under_way().0
@@ -194,22 +202,38 @@ impl LogMetrics {
                 })
                 .build();
         }
-        let counters: [(&'static str, Figure); 3] = [
-            ("aquifer_log_object_hedged_reads_total", |tier, _| {
+    }
+
+    fn watch_counters(meter: &Meter, tier: &Arc<ColdTier>) {
+        type Figure = fn(&ColdTier) -> u64;
+        let counters: [(&'static str, Figure); 7] = [
+            ("aquifer_log_object_hedged_reads_total", |tier| {
                 tier.cache.hedged()
             }),
-            ("aquifer_log_object_cache_hits_total", |tier, _| {
+            ("aquifer_log_object_cache_hits_total", |tier| {
                 tier.cache.lookups().0
             }),
-            ("aquifer_log_object_cache_misses_total", |tier, _| {
+            ("aquifer_log_object_cache_misses_total", |tier| {
                 tier.cache.lookups().1
+            }),
+            ("aquifer_log_object_disk_hits_total", |tier| {
+                tier.cache.disk_figures().hits
+            }),
+            ("aquifer_log_object_disk_misses_total", |tier| {
+                tier.cache.disk_figures().misses
+            }),
+            ("aquifer_log_object_disk_damaged_total", |tier| {
+                tier.cache.disk_figures().damaged
+            }),
+            ("aquifer_log_object_disk_skipped_total", |tier| {
+                tier.cache.disk_figures().skipped
             }),
         ];
         for (name, figure) in counters {
             let tier = Arc::clone(tier);
             meter
                 .u64_observable_counter(name)
-                .with_callback(move |observer| observer.observe(figure(&tier, 0), &[]))
+                .with_callback(move |observer| observer.observe(figure(&tier), &[]))
                 .build();
         }
     }

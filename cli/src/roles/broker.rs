@@ -63,7 +63,7 @@ impl Role for BrokerRoleConfig {
             serving::cluster_storage(&self.cluster, &certificates, membership, &seams, ways)
                 .await?;
         let (memory, cold) = ((&self.cache, &self.ledger), (name.as_str(), &self.cold));
-        let log = serving::log_context(storage, memory, cold, &seams, telemetry, &groups.ledger);
+        let log = serving::log_context(storage, memory, cold, &seams, telemetry, &groups.ledger)?;
         let peers: Arc<dyn Peers> = Arc::new(GrpcPeers::new(
             self.cluster.internal_tls.client(),
             &groups.transport,

@@ -1,12 +1,14 @@
 //! Where the brokers of a process put objects of ledgers, and what reading them may take.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_cold::cache::{CacheBytes, ObjectCache};
 use aquifer_cold::config::StoreConfig;
 use aquifer_cold::counted::{ColdMetrics, Counted};
+use aquifer_cold::disk::{DISK_CACHE_BYTES_MIN, DiskCache};
 use aquifer_cold::format::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN};
 use aquifer_cold::library;
 use aquifer_cold::location::Locations;
@@ -82,6 +84,10 @@ pub struct ColdConfig {
     pub block_cache_bytes_max: usize,
     /// Bytes of reads from objects that are under way.
     pub read_bytes_max: usize,
+    /// A directory for blocks of objects, of this process alone; empty: none.
+    pub disk_cache_dir: PathBuf,
+    /// Bytes of blocks there.
+    pub disk_cache_bytes_max: u64,
 }
 
 impl Default for ColdConfig {
@@ -101,6 +107,8 @@ impl Default for ColdConfig {
             index_cache_bytes_max: bytes.indexes,
             block_cache_bytes_max: bytes.blocks,
             read_bytes_max: bytes.reads,
+            disk_cache_dir: PathBuf::new(),
+            disk_cache_bytes_max: 10 << 30,
         }
     }
 }
@@ -148,17 +156,55 @@ impl ColdConfig {
         if self.workers_max == 0 {
             return Err(CliError::usage("cold.workers_max must be at least 1"));
         }
+        if self.has_disk_cache() && self.disk_cache_bytes_max < DISK_CACHE_BYTES_MIN {
+            return Err(CliError::usage(format!(
+                "cold.disk_cache_bytes_max must be at least {DISK_CACHE_BYTES_MIN}"
+            )));
+        }
         Ok(())
     }
 
+    fn has_disk_cache(&self) -> bool {
+        !self.disk_cache_dir.as_os_str().is_empty()
+    }
+
+    /// What was read of objects lately.
+    fn cache(&self, seams: &Seams) -> Result<ObjectCache, CliError> {
+        let bytes = CacheBytes {
+            indexes: self.index_cache_bytes_max,
+            blocks: self.block_cache_bytes_max,
+            reads: self.read_bytes_max,
+        };
+        let cache = ObjectCache::new(bytes, Arc::clone(&seams.clock));
+        if !self.has_disk_cache() {
+            return Ok(cache);
+        }
+        let (directory, bytes_max) = (&self.disk_cache_dir, self.disk_cache_bytes_max);
+        let (disk, clock) = (Arc::clone(&seams.disk), Arc::clone(&seams.clock));
+        let opened = DiskCache::open(disk, directory, bytes_max, clock);
+        let opened = opened.map_err(|error| {
+            let what = match error.kind() {
+                io::ErrorKind::WouldBlock => "another process uses it".to_owned(),
+                _ => error.to_string(),
+            };
+            let directory = directory.display();
+            CliError::usage(format!("cold.disk_cache_dir {directory}: {what}"))
+                .advise("give each process a directory of its own that it can write to")
+        })?;
+        Ok(cache.with_disk(opened))
+    }
+
     /// What the logs of a process share for objects.
+    ///
+    /// # Errors
+    /// When the directory of the disk cache cannot be used: exit code 2.
     pub fn tier(
         &self,
         cluster: &str,
         metadata: Arc<dyn MetadataStore>,
         seams: &Seams,
         telemetry: &Telemetry,
-    ) -> ColdTier {
+    ) -> Result<ColdTier, CliError> {
         let place = self.place.clone();
         let metrics = ColdMetrics::new(&telemetry.meter("aquifer_cold"));
         let opener = Box::new(move |url: &str| {
@@ -168,12 +214,7 @@ impl ColdConfig {
         });
         let sources = (Arc::clone(&seams.clock), Arc::clone(&seams.rng));
         let locations = Locations::new(metadata, sources, cluster, &self.place.store, opener);
-        let bytes = CacheBytes {
-            indexes: self.index_cache_bytes_max,
-            blocks: self.block_cache_bytes_max,
-            reads: self.read_bytes_max,
-        };
-        let cache = ObjectCache::new(bytes, Arc::clone(&seams.clock));
+        let cache = self.cache(seams)?;
         let is_local = self.place.store.starts_with("file:");
         let settings = OffloadSettings {
             policy: OffloadPolicy {
@@ -197,6 +238,6 @@ impl ColdConfig {
             ..OffloadSettings::default()
         };
         let process = (BrokerId(seams.rng.id16()), Arc::clone(&seams.clock));
-        ColdTier::new(locations, cache, settings, process)
+        Ok(ColdTier::new(locations, cache, settings, process))
     }
 }

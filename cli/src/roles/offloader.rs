@@ -66,7 +66,7 @@ impl Role for OffloaderRoleConfig {
         certificates.watch(telemetry, &groups.http);
         let (cache, ledger) = (CacheConfig::default(), LedgerConfig::default());
         let (memory, cold) = ((&cache, &ledger), (name.as_str(), &self.cold));
-        let log = serving::log_context(storage, memory, cold, &seams, telemetry, &groups.ledger);
+        let log = serving::log_context(storage, memory, cold, &seams, telemetry, &groups.ledger)?;
         let tier = log.cold.as_ref();
         let worker = tier.map(|tier| tier.worker());
         let worker = worker.ok_or_else(|| CliError::usage("cold.store is not set"))?;

@@ -77,6 +77,9 @@ pub async fn cluster_storage(
 }
 
 /// What every log of the process shares. `cold` says in which cluster, and where its objects are.
+///
+/// # Errors
+/// When the directory of the disk cache cannot be used: exit code 2.
 pub fn log_context(
     storage: Storage,
     (cache, ledger): (&CacheConfig, &LedgerConfig),
@@ -84,21 +87,21 @@ pub fn log_context(
     seams: &Seams,
     telemetry: &Telemetry,
     tasks: &TaskGroup,
-) -> Arc<LogContext> {
+) -> Result<Arc<LogContext>, CliError> {
     let cache = EntryCache::new(cache.tail_bytes, cache.read_ahead_bytes);
     let store = Arc::clone(&storage.store);
-    let tier = Arc::new(cold.tier(cluster, store, seams, telemetry));
+    let tier = Arc::new(cold.tier(cluster, store, seams, telemetry)?);
     LogMetrics::watch_tier(&telemetry.meter("aquifer_log"), &tier, &seams.clock);
     quiet::give_back_when_quiet(cache.clone(), Arc::clone(&tier), tasks);
     telemetry.show_histograms(aquifer_log::metrics::HISTOGRAMS);
-    Arc::new(LogContext {
+    Ok(Arc::new(LogContext {
         ledgers: ledger_context(storage, ledger, seams, telemetry, tasks),
         cache,
         cold: Some(tier),
         metrics: LogMetrics::new(&telemetry.meter("aquifer_log")),
         settings: LogSettings::default(),
         shared: LogShared::default(),
-    })
+    }))
 }
 
 /// What auditing and repair of these ledgers share.

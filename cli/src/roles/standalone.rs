@@ -106,7 +106,7 @@ async fn start_above(
     let ledger = LedgerConfig::default();
     let cold = (config.broker.cluster.as_str(), &config.cold);
     let memory = (&config.cache, &ledger);
-    let log = serving::log_context(storage, memory, cold, seams, telemetry, &groups.ledger);
+    let log = serving::log_context(storage, memory, cold, seams, telemetry, &groups.ledger)?;
     // No other bookie has copies, so that there is nothing to repair from: only what concerns the
     // bookie itself runs.
     let hosted = AutorecoveryConfig::default();
