@@ -8,6 +8,7 @@
 //! drop:    l/ID → copies going    + g/ID (the intent that all bookies delete it)
 //! deletion of the ledger ends: − l/ID − oc/A + od/A (+ g/C where C has copies of it: `imports`)
 //! restore: + l/ID Stored A        − oc/A − od/A
+//! adopt:   l/ID → Stored A        (while there is neither oc/A nor od/A)
 //! ```
 //!
 //! Each line is one transaction. So an object that exists is named by `oc/`, by `od/`, or by the
@@ -22,7 +23,9 @@ use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::record;
 use aquifer_metadata::scan::{self, Pages};
-use aquifer_metadata::store::{Expect, MetadataStore, Operation, Revision, Transaction, Versioned};
+use aquifer_metadata::store::{
+    Expect, Guard, MetadataStore, Operation, Revision, Transaction, Versioned,
+};
 use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_model::id::{AttemptId, BrokerId, LedgerId};
 use aquifer_proto::v1;
@@ -282,6 +285,26 @@ pub async fn store(
     let (ledger, attempt) = (planned.ledger, planned.attempt);
     let step = OffloadStep::Store(object);
     offload::advance(store, ledger, attempt, &step, &[], &[done]).await
+}
+
+/// An object that is there, complete and verified, and that no record names, is the one of its
+/// ledger from now on. It is never claimed: an attempt that is given up takes its object along.
+///
+/// # Errors
+/// As for [`offload::advance`]: `Fenced` when a record names the object by now.
+pub async fn adopt(
+    store: &dyn MetadataStore,
+    ledger: LedgerId,
+    attempt: AttemptId,
+    object: StoredObject,
+) -> Result<(), LedgerError> {
+    let guards = [keys::upload(attempt), keys::dying_object(attempt)].map(|key| Guard {
+        key,
+        expect: Expect::Absent,
+    });
+    let step = OffloadStep::Adopt(object);
+    let adopted = offload::advance(store, ledger, attempt, &step, &guards, &[]).await;
+    adopted.map(drop)
 }
 
 /// Gives an attempt up: its ledger may be claimed by another, and what is there of its object is

@@ -7,6 +7,7 @@
 //!                                             v
 //!                                       copies going --end--> copies gone
 //! ```
+//! A ledger that is not offloaded may also take an object that is there and that no record names.
 //! While copies are kept, an object that is damaged is marked, which keeps them, and is replaced by
 //! that of another attempt. Copies that are gone may be brought back, into another ledger
 //! (`imports`).
@@ -211,6 +212,8 @@ pub enum OffloadStep {
     CopiesGone,
     /// The attempt is given up.
     GiveUp,
+    /// The object was there, complete and verified, and no record named it.
+    Adopt(StoredObject),
     /// Every byte of the object was read: it is damaged or missing, or it is whole.
     Mark {
         /// It is damaged.
@@ -233,6 +236,7 @@ impl OffloadStep {
             OffloadStep::DropCopies => "drop the copies of",
             OffloadStep::CopiesGone => "end the copies of",
             OffloadStep::GiveUp => "give up",
+            OffloadStep::Adopt(_) => "give its object to",
             OffloadStep::Mark { .. } => "mark the object of",
             OffloadStep::Replace { .. } => "replace the object of",
         }
@@ -362,6 +366,9 @@ impl LedgerInfo {
             (OffloadStep::Store(object), Some(Offload::Claimed { .. })) => {
                 stored(object, Copies::Kept)
             }
+            (OffloadStep::Adopt(object), None) if self.offload.is_none() => {
+                stored(object, Copies::Kept)
+            }
             (OffloadStep::GiveUp, Some(Offload::Claimed { .. })) => None,
             (OffloadStep::Replace { damaged, object }, None) if self.is_kept_by(*damaged) => {
                 stored(object, Copies::Kept)
@@ -408,7 +415,9 @@ impl LedgerInfo {
         match (step, mine) {
             (OffloadStep::Claim, Some(Offload::Claimed { .. })) => true,
             (
-                OffloadStep::Store(wanted) | OffloadStep::Replace { object: wanted, .. },
+                OffloadStep::Store(wanted)
+                | OffloadStep::Adopt(wanted)
+                | OffloadStep::Replace { object: wanted, .. },
                 Some(Offload::Stored { object, .. }),
             ) => object == wanted,
             (OffloadStep::DropCopies, Some(Offload::Stored { copies, .. })) => {

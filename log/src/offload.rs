@@ -12,6 +12,7 @@
 //! - A re-import brings copies back beside the object, which stays the copy that counts.
 //! - What an attempt leaves behind is written down before it begins, and the reaper finds it there.
 
+pub mod adopt;
 pub mod audit;
 pub mod figures;
 pub mod offloader;

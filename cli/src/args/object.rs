@@ -97,6 +97,10 @@ pub enum ObjectCommand {
         /// Confirm --delete.
         #[arg(long, requires = "delete")]
         yes: bool,
+        /// Have ledgers that are in no object use doubtful ones that hold them, after reading all
+        /// of these.
+        #[arg(long)]
+        adopt: bool,
         /// What to examine.
         #[command(flatten)]
         source: SourceArgs,

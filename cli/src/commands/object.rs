@@ -57,6 +57,7 @@ pub async fn run(command: ObjectCommand, out: &Output) -> Result<(), CliError> {
             young,
             delete,
             yes,
+            adopt,
             source,
             store,
         } => {
@@ -66,6 +67,7 @@ pub async fn run(command: ObjectCommand, out: &Output) -> Result<(), CliError> {
                 young,
                 delete,
                 yes,
+                adopt,
             };
             care::audit(request, out).await
         }

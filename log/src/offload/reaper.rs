@@ -14,6 +14,7 @@ use aquifer_model::id::BrokerId;
 
 use crate::context::LogContext;
 use crate::error::LogError;
+use crate::offload::adopt::adopt_dead;
 use crate::offload::tier::ColdTier;
 use crate::offload::upload::of_store;
 
@@ -27,6 +28,8 @@ const LATE_MAX: Duration = Duration::from_secs(60);
 pub struct Reaped {
     /// Attempts that were given up.
     pub given_up: usize,
+    /// Attempts whose object was whole, and that have come to their end so.
+    pub adopted: usize,
     /// Objects that are gone.
     pub deleted: usize,
     /// Objects that are not gone yet.
@@ -35,8 +38,9 @@ pub struct Reaped {
     pub kept: usize,
 }
 
-/// Gives up attempts whose process is gone or which take too long, and deletes objects that are to
-/// go. `is_alive` says whether another process still lives.
+/// Ends attempts whose process is gone or which take too long: one whose object is whole is
+/// committed, and the others are given up. Deletes objects that are to go. `is_alive` says whether
+/// another process still lives.
 ///
 /// # Errors
 /// When metadata cannot be read. A store that does not answer is no error: its objects wait.
@@ -52,6 +56,15 @@ pub async fn reap(
     let offloaders = tasks::offloaders(store).await?;
     let is_alive = |worker| is_alive(worker) || offloaders.contains(&worker);
     for dead in dead(ctx, tier, &planned, is_alive) {
+        match adopt_dead(ctx, tier, &dead).await {
+            Ok(true) => {
+                reaped.adopted += 1;
+                continue;
+            }
+            Ok(false) => {}
+            // What is not known to be whole is written again.
+            Err(error) => tracing::debug!(attempt = %dead.attempt, %error, "no object is taken"),
+        }
         if let Err(error) = objects::give_up(store, dead.attempt).await {
             // It keeps nothing else from being cleaned up.
             tracing::warn!(attempt = %dead.attempt, ledger = %dead.ledger, %error, "attempt is given up later");

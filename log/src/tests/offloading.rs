@@ -1,5 +1,6 @@
 //! Ledgers that go into objects and are read from there.
 
+mod adopting;
 mod backups;
 mod copies;
 mod failures;

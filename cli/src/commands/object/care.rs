@@ -10,6 +10,7 @@ use aquifer_cold::paced::Pace;
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::ledger_metadata::LedgerInfo;
 use aquifer_log::error::LogError;
+use aquifer_log::offload::adopt::adopt_doubtful;
 use aquifer_log::offload::audit::{self, Audit};
 use aquifer_log::offload::scrub::{Condition, Looked, Looks, Subject};
 use aquifer_metadata::keys::{self, Key};
@@ -33,6 +34,16 @@ pub(super) struct AuditRequest {
     pub(super) young: Duration,
     pub(super) delete: bool,
     pub(super) yes: bool,
+    pub(super) adopt: bool,
+}
+
+/// What was done about an audit.
+#[derive(Clone, Copy, Default)]
+struct Acted {
+    /// Orphans that are to be deleted.
+    condemned: Option<usize>,
+    /// Doubtful objects that ledgers use now.
+    adopted: Option<usize>,
 }
 
 /// The places of the cluster, opened when they are needed.
@@ -115,16 +126,23 @@ async fn audit_all(
         0 => audits.iter().find_map(Audit::objection),
         places => Some(format!("{places} places could not be audited")),
     };
-    let mut condemned = vec![None; audits.len()];
+    let mut acted = vec![Acted::default(); audits.len()];
+    if request.adopt {
+        for ((location, audited), acted) in seen.iter().zip(&mut audits).zip(&mut acted) {
+            acted.adopted = Some(adopt(cluster, location, audited).await?);
+        }
+    }
     if request.delete && objection.is_none() {
         let counts = audit::condemn(cluster.store(), &audits).await;
-        let counts = counts.map_err(of_log)?;
-        condemned = counts.into_iter().map(Some).collect();
+        for (count, acted) in counts.map_err(of_log)?.into_iter().zip(&mut acted) {
+            acted.condemned = Some(count);
+        }
     }
     let mut found = unknown;
-    for ((location, audited), condemned) in seen.iter().zip(&audits).zip(condemned) {
-        show(out, location, audited, condemned)?;
-        let orphans = audited.orphans.len().saturating_sub(condemned.unwrap_or(0));
+    for ((location, audited), acted) in seen.iter().zip(&audits).zip(acted) {
+        show(out, location, audited, acted)?;
+        let condemned = acted.condemned.unwrap_or(0);
+        let orphans = audited.orphans.len().saturating_sub(condemned);
         found += orphans + audited.absent.len() + audited.doubtful.len();
     }
     match objection.filter(|_| request.delete) {
@@ -132,6 +150,21 @@ async fn audit_all(
             .advise("nothing was deleted; look at what is named above")),
         None => Ok(found),
     }
+}
+
+/// Has ledgers use what is doubtful and holds them, which is doubtful no more then. Answers how
+/// many objects these are.
+async fn adopt(
+    cluster: &ToolContext,
+    location: &Location,
+    audited: &mut Audit,
+) -> Result<usize, CliError> {
+    let now_ms = cluster.ctx.ledgers.clock.wall_ms();
+    let adopted = adopt_doubtful(cluster.store(), location, audited, now_ms).await;
+    let adopted = adopted.map_err(of_log)?;
+    audited.doubtful.retain(|name| !adopted.contains(name));
+    audited.stored += adopted.len();
+    Ok(adopted.len())
 }
 
 async fn audit_one(
@@ -145,7 +178,7 @@ async fn audit_one(
     Ok((location, audited.map_err(of_log)?))
 }
 
-fn object(location: &Location, audit: &Audit, condemned: Option<usize>) -> Value {
+fn object(location: &Location, audit: &Audit, acted: Acted) -> Value {
     let absent = audit.absent.iter().map(
         |absent| json!({"ledger": absent.ledger.0, "object": absent.name, "bytes": absent.bytes}),
     );
@@ -163,18 +196,14 @@ fn object(location: &Location, audit: &Audit, condemned: Option<usize>) -> Value
         "doubtful": audit.doubtful,
         "absent": absent.collect::<Vec<_>>(),
         "objection": audit.objection(),
-        "deleting": condemned,
+        "deleting": acted.condemned,
+        "adopted": acted.adopted,
     })
 }
 
-fn show(
-    out: &Output,
-    location: &Location,
-    audit: &Audit,
-    condemned: Option<usize>,
-) -> Result<(), CliError> {
+fn show(out: &Output, location: &Location, audit: &Audit, acted: Acted) -> Result<(), CliError> {
     if out.is_json() {
-        return out.object(&object(location, audit, condemned));
+        return out.object(&object(location, audit, acted));
     }
     out.line(format!(
         "{}: {} objects, {} bytes; ledgers are in {}, {} come or go, {} are too young to be judged",
@@ -194,7 +223,10 @@ fn show(
         let (ledger, name) = (absent.ledger, &absent.name);
         out.line(format!("absent    {name} of ledger {ledger} is {what}"))?;
     }
-    match condemned {
+    if let Some(count) = acted.adopted {
+        out.line(format!("{count} objects are used by their ledgers now"))?;
+    }
+    match acted.condemned {
         Some(count) => out.line(format!("{count} orphans are deleted by the brokers now")),
         None => Ok(()),
     }
