@@ -98,7 +98,8 @@ pub(crate) async fn narrowed(
     entries: u64,
     before: Before,
 ) -> Range<u64> {
-    let is_local = info.offload.as_ref().is_none_or(Offload::keeps_copies);
+    let copies = info.offload.as_ref().and_then(Offload::copies);
+    let is_local = copies.is_some_and(Copies::serve);
     let Some(stored) = stored_object(info).filter(|_| !is_local) else {
         return 0..entries;
     };

@@ -1,6 +1,7 @@
 //! Offload on a real server with real data: ledgers go into objects, their copies go, and nothing
 //! that a reader sees changes (I10, H22, H23).
 
+mod back;
 mod under_faults;
 
 use std::path::{Path, PathBuf};
