@@ -54,7 +54,7 @@ impl Topic {
     /// Has the seals of a topic that ends in order note how far behind its subscriptions are, if
     /// everything that is shown of them is durable.
     pub(super) fn note_at_rest(&self) {
-        if !self.attachments.is_whole() || !self.is_quiet() {
+        if !self.attachments.is_whole() || !self.is_quiet() || self.cursors.has_given_up() {
             return;
         }
         let behind = self.behind();

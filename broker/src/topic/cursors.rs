@@ -159,6 +159,8 @@ pub(super) struct Cursors {
     dedup_index: Index,
     /// When the last snapshot was taken, on the monotonic clock.
     snapshot_time: Duration,
+    /// Changes that subscriptions have in memory were given up.
+    has_given_up: bool,
 }
 
 /// What is due when nothing is in flight.
@@ -215,6 +217,7 @@ impl Cursors {
             snapshot_wanted: false,
             dedup_index,
             snapshot_time: shared.clock.monotonic(),
+            has_given_up: false,
             log,
         }
     }
@@ -243,6 +246,11 @@ impl Cursors {
     pub(super) fn is_quiet(&self, may_snapshot: bool) -> bool {
         let wanted = may_snapshot && self.snapshot_wanted;
         matches!(self.phase, Phase::Idle) && self.waiting.is_empty() && !wanted
+    }
+
+    /// Whether subscriptions are ahead of their records for good: what waited was given up.
+    pub(super) fn has_given_up(&self) -> bool {
+        self.has_given_up
     }
 
     /// Queues a change; `effect` follows when it is durable.
@@ -332,6 +340,7 @@ impl Cursors {
 
     /// What waits is not made durable here any more: no client is told that it was.
     fn give_up(&mut self) {
+        self.has_given_up |= !self.waiting.is_empty();
         self.waiting.clear();
         self.snapshot_wanted = false;
         self.phase = Phase::Idle;

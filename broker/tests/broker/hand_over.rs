@@ -3,18 +3,20 @@
 use std::sync::Arc;
 
 use aquifer_broker::{BalanceConfig, BrokerConfig};
+use aquifer_metadata::{keys, record};
 use aquifer_model::bundle::BundleRange;
 use aquifer_model::listener::Listeners;
 use aquifer_model::policy::Policies;
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_model::topic::NamespaceName;
+use aquifer_proto::v1::TopicRecord;
 use aquifer_protocol_api::admin::Admin;
 use aquifer_protocol_api::consumer::{ConsumerEvent, Subscribe};
 use aquifer_protocol_api::data_plane::DataPlane;
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
 use crate::cluster::{Cluster, HeldStore, Member, config};
-use crate::support::{Consumer, ctx, eventually, open, soon, subscribe};
+use crate::support::{Consumer, ctx, eventually, name, open, soon, subscribe};
 
 const VICTIM: &str = "waiting";
 /// Topics of one bundle that seal their ledgers at once.
@@ -203,6 +205,39 @@ async fn sessions_go_on_and_none_begins_until_the_turn_to_seal_comes_h21() {
         .publish(&world.new, &[VICTIM.to_owned()])
         .await;
     assert!(after.take(1).await[0].0 > taken[1].0);
+}
+
+/// What the old owner could not record any more is no part of what it notes in the topic's record.
+#[tokio::test]
+async fn a_note_counts_no_acknowledgement_that_was_given_up_h21() {
+    let world = HandOver::prepare().await;
+    let (old, new) = (&world.old, &world.new);
+    let mut before = attach_at_last(old).await;
+    // Its ledger of messages is open, and that of its cursors is not.
+    world.cluster.publish(old, &[VICTIM.to_owned()]).await;
+    let taken = before.take(2).await;
+    world.begin().await;
+    eventually("the old owner to refuse a session", || async {
+        let error = attach(old, shared()).await.err()?;
+        (error.redirect == Some(Listeners::only_default(&new.url))).then_some(())
+    })
+    .await;
+    is_not_confirmed(&mut before, taken[1].0).await;
+    let key = keys::topic(&name(VICTIM));
+    let record = eventually("the messages to be sealed", || async {
+        let stored = world.cluster.store.get(&key).await.unwrap()?;
+        let record: TopicRecord = record::decode(&stored).unwrap();
+        record.segments.last()?.sealed.then_some(record)
+    })
+    .await;
+    let end = record.segments.last().unwrap().end_index;
+    let noted = record.at_rest.filter(|noted| noted.end_index == end);
+    let messages = noted.map(|noted| noted.messages);
+    assert!(
+        messages.is_none_or(|messages| messages == 2),
+        "{messages:?}"
+    );
+    world.held.hold(None);
 }
 
 /// Metadata that does not answer for one bundle keeps nobody from seeing that another has moved.
