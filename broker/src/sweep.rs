@@ -5,7 +5,8 @@
 //! first ledger has had its time. Such a topic is loaded for a visit, by the owner of its bundle,
 //! trims itself as any loaded one does, and goes again. What it left behind because a subscription
 //! needs it is remembered, so that a backlog costs no load at each round. Nothing is written for a
-//! topic that has nothing to trim. A deletion that was left unfinished is continued.
+//! topic that has nothing to trim, but once where its record does not say how far behind its
+//! subscriptions are. A deletion that was left unfinished is continued.
 //!
 //! What is to be offloaded it finds on the same records (`offload/planner.rs`), and how far behind
 //! subscriptions are (`topic/at_rest.rs`), so that one walk serves all.

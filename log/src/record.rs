@@ -247,6 +247,18 @@ impl TopicRecordCell {
         *self.at_rest.lock() = Some(at_rest);
     }
 
+    /// Writes what was noted so, if there is something, where no change was left to take it along.
+    ///
+    /// # Errors
+    /// When metadata cannot be changed.
+    pub async fn write_at_rest(&self) -> Result<(), LogError> {
+        let is_noted = self.at_rest.lock().is_some();
+        match is_noted {
+            true => self.update(Vec::new(), |_| Ok(())).await.map(drop),
+            false => Ok(()),
+        }
+    }
+
     /// Whether the topic is being deleted.
     #[must_use]
     pub fn is_deleting(&self) -> bool {

@@ -1,10 +1,13 @@
 //! What the record of a topic says about its subscriptions while the topic is not loaded.
 //!
 //! A topic that is unloaded notes how far behind its subscriptions are, in the transactions that
-//! seal its ledgers: no write is made for it. Whatever changes that afterwards appends to one of
-//! the two logs, so that the note holds exactly as long as both end where they ended then. After a
-//! crash nothing is known until the topic was loaded again.
+//! seal its ledgers. Only where nothing is left to seal, and the record has no note that holds, one
+//! write is made for it. Whatever changes that afterwards appends to one of the two logs, so that
+//! the note holds exactly as long as both end where they ended then. After a crash nothing is known
+//! until the topic was loaded and unloaded again.
 
+use aquifer_log::TopicRecordCell;
+use aquifer_log::error::LogError;
 use aquifer_proto::v1::{AtRest, SegmentRecord, SubscriptionAtRest, TopicRecord};
 
 use crate::topic::Topic;
@@ -40,6 +43,15 @@ pub(crate) fn lags(record: &TopicRecord) -> impl Iterator<Item = Lag> {
         messages: one.messages,
         oldest_ms: (one.oldest_ms > 0).then_some(one.oldest_ms),
     })
+}
+
+/// Writes the note of a topic that has ended in order, if no seal took it along and its record does
+/// not say the same already: its ledgers had been sealed before, or a version without notes did.
+pub(super) async fn keep(cell: &TopicRecordCell) -> Result<(), LogError> {
+    match behind(&cell.record()) {
+        Some(_) => Ok(()),
+        None => cell.write_at_rest().await,
+    }
 }
 
 /// Where a log ends; `None` while its last ledger is not sealed.

@@ -11,7 +11,7 @@ use aquifer_runtime::clock;
 use crate::error::{BrokerError, topic_survives};
 use crate::topic::event::{Departure, Inbox, Reply};
 use crate::topic::trimming::Rest;
-use crate::topic::{Topic, trimming};
+use crate::topic::{Topic, at_rest, trimming};
 
 /// How long an ending topic waits for what is in flight.
 const END_DEADLINE: Duration = Duration::from_secs(10);
@@ -153,6 +153,15 @@ impl Topic {
                 // The next load of the topic recovers the ledger.
                 Ok(Err(error)) => tracing::debug!(%topic, %error, "ledger was not sealed"),
                 Err(_) => tracing::debug!(%topic, "ledger was not sealed in time"),
+            }
+        }
+        let is_deleted = matches!(ending.error, BrokerError::Deleted(_));
+        // Another owner goes on at once, and what is deleted needs no note.
+        if sealed == 2 && ending.graceful && !is_deleted && !self.cx.life.is_departing() {
+            match clock::timeout(END_DEADLINE, at_rest::keep(&self.cell)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%topic, %error, "backlog was not noted"),
+                Err(_) => tracing::debug!(%topic, "backlog was not noted in time"),
             }
         }
         tracing::debug!(%topic, "topic unloaded");

@@ -1,9 +1,12 @@
 //! How far behind subscriptions are whose topics are not loaded.
 
 use aquifer_broker::BrokerConfig;
+use aquifer_metadata::store::{Expect, MetadataStore, Operation, Transaction, Versioned};
+use aquifer_metadata::{keys, record};
 use aquifer_model::policy::{EffectivePolicies, Retention};
+use aquifer_proto::v1::TopicRecord;
 
-use crate::support::{Harness, config, until};
+use crate::support::{Harness, config, name, until};
 
 const MESSAGES: &str = "aquifer_broker_unloaded_backlog_messages";
 const MESSAGES_MAX: &str = "aquifer_broker_unloaded_backlog_messages_max";
@@ -87,6 +90,60 @@ async fn after_a_crash_a_backlog_is_unknown_until_the_topic_was_loaded() {
     })
     .await;
     assert_eq!(harness.metric(UNKNOWN), 0);
+}
+
+/// The record of a topic that is not loaded.
+async fn record_of(harness: &Harness, topic: &str) -> Versioned {
+    let found = harness.world.store.get(&keys::topic(&name(topic))).await;
+    found.unwrap().unwrap()
+}
+
+/// Takes the note out of the record of a topic, as a build that does not know it leaves the record.
+async fn forget(harness: &Harness, topic: &str) {
+    let stored = record_of(harness, topic).await;
+    let record: TopicRecord = record::decode(&stored).unwrap();
+    let without = TopicRecord {
+        at_rest: None,
+        ..record
+    };
+    let put = Operation::Put {
+        key: stored.key,
+        value: record::encode(without),
+        expect: Expect::Revision(stored.revision),
+    };
+    let transaction = Transaction {
+        partition: keys::partition_of_topic(&name(topic)),
+        guards: Vec::new(),
+        operations: vec![put],
+    };
+    harness.world.store.commit(transaction).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_topic_with_nothing_to_seal_is_noted_once() {
+    let harness = start_with(config()).await;
+    fill(&harness, "orders", Some(0)).await;
+    let harness = harness.restart().await;
+    until("the backlog to be known", || async {
+        harness.metric(MESSAGES) == 2
+    })
+    .await;
+    forget(&harness, "orders").await;
+    until("a topic of which nothing is known", || async {
+        harness.metric(UNKNOWN) == 1
+    })
+    .await;
+    assert_eq!(harness.stats("orders").await.subscriptions.len(), 1);
+    let harness = harness.restart().await;
+    until("its backlog to be known", || async {
+        harness.metric(MESSAGES) == 2
+    })
+    .await;
+    assert_eq!(harness.metric(UNKNOWN), 0);
+    let written = record_of(&harness, "orders").await.revision;
+    assert_eq!(harness.stats("orders").await.subscriptions.len(), 1);
+    let harness = harness.restart().await;
+    assert_eq!(record_of(&harness, "orders").await.revision, written);
 }
 
 /// The backlog of the subscription of a topic, if that has a line of its own.
