@@ -22,7 +22,7 @@ use aquifer_metadata::keys;
 use aquifer_metadata::lease::Lease;
 use aquifer_metadata::store::Session;
 use aquifer_model::load::{Load, LoadReport};
-use aquifer_model::topic::NamespaceName;
+use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_runtime::clock;
 use bytes::Bytes;
 
@@ -134,8 +134,9 @@ fn show_furthest(topics: &Topics) {
         let loaded = topics.furthest(shown);
         let unloaded = metrics.unloaded.last();
         let now_ms = shared.clock.wall_ms();
+        let is_told = |topic: &TopicName| topics.tells_lags(topic);
         let figures = &metrics.subscriptions;
-        figures.show(loaded, unloaded.furthest(), now_ms);
+        figures.show(loaded, unloaded.furthest(), is_told, now_ms);
     }
 }
 

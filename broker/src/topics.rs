@@ -436,14 +436,29 @@ impl Topics {
 
     /// The subscriptions of loaded topics that are furthest behind.
     pub(crate) fn furthest(&self, max: usize) -> Furthest {
+        let loaded: Vec<(TopicName, TopicHandle)> = {
+            let map = self.map.lock();
+            let loaded = map.iter().filter_map(|(name, slot)| match slot {
+                Slot::Loaded(handle) => Some((name.clone(), handle.clone())),
+                Slot::Loading(..) | Slot::Deleting(_) => None,
+            });
+            loaded.collect()
+        };
         let mut furthest = Furthest::of_at_most(max);
-        for (name, slot) in &*self.map.lock() {
-            let Slot::Loaded(handle) = slot else { continue };
+        for (name, handle) in loaded {
             for lag in handle.counters.lags() {
-                furthest.add(name, lag);
+                furthest.add(&name, lag);
             }
         }
         furthest
+    }
+
+    /// Whether a topic is loaded and has said itself how far behind its subscriptions are.
+    pub(crate) fn tells_lags(&self, name: &TopicName) -> bool {
+        match self.map.lock().get(name) {
+            Some(Slot::Loaded(handle)) => handle.counters.has_lags(),
+            _ => false,
+        }
     }
 
     fn handles(&self) -> Vec<TopicHandle> {

@@ -45,8 +45,8 @@ pub(crate) struct TopicCounters {
     closed: AtomicU64,
     /// Of its durable subscriptions together, and of the one that is furthest behind.
     backlog: Mutex<Behind>,
-    /// Those that are furthest behind, where the metrics show some.
-    lags: Mutex<Vec<Lag>>,
+    /// Those that are furthest behind, where the metrics show some, once that was noted.
+    lags: Mutex<Option<Vec<Lag>>>,
 }
 
 /// The counters of a moment.
@@ -94,12 +94,17 @@ impl TopicCounters {
 
     /// Notes which of its subscriptions are furthest behind.
     pub(crate) fn set_lags(&self, lags: Vec<Lag>) {
-        *self.lags.lock() = lags;
+        *self.lags.lock() = Some(lags);
     }
 
     /// Which of them were furthest behind when that was noted last.
     pub(crate) fn lags(&self) -> Vec<Lag> {
-        self.lags.lock().clone()
+        self.lags.lock().clone().unwrap_or_default()
+    }
+
+    /// Whether that was noted.
+    pub(crate) fn has_lags(&self) -> bool {
+        self.lags.lock().is_some()
     }
 
     pub(crate) fn session_opened(&self) {

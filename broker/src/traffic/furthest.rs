@@ -2,7 +2,6 @@
 //! setting asks for some. Only that many are kept, however many there are.
 
 use std::cmp::Reverse;
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use aquifer_model::topic::TopicName;
@@ -50,15 +49,10 @@ impl Furthest {
         self.lags.truncate(self.max);
     }
 
-    /// With those of topics that these say nothing about.
-    fn and(mut self, older: &Furthest) -> Furthest {
-        let known = self.lags.iter().map(|(topic, _)| topic.clone());
-        let known: HashSet<TopicName> = known.collect();
-        for (topic, lag) in older
-            .lags
-            .iter()
-            .filter(|(topic, _)| !known.contains(topic))
-        {
+    /// With older ones, but of topics of which `is_told` says that these have what is to be known.
+    fn and(mut self, older: &Furthest, is_told: impl Fn(&TopicName) -> bool) -> Furthest {
+        let others = older.lags.iter().filter(|(topic, _)| !is_told(topic));
+        for (topic, lag) in others {
             self.add(topic, lag.clone());
         }
         self.shorten();
@@ -105,9 +99,16 @@ impl SubscriptionFigures {
         figures
     }
 
-    /// Shows these from now on: of topics that are loaded, and of others.
-    pub(crate) fn show(&self, loaded: Furthest, others: &Furthest, now_ms: u64) {
-        let all = loaded.and(others);
+    /// Shows these from now on: of topics that are loaded, and of others. Of the topics of which
+    /// `is_told` says that `loaded` has them, whether behind or not, the others are older.
+    pub(crate) fn show(
+        &self,
+        loaded: Furthest,
+        others: &Furthest,
+        is_told: impl Fn(&TopicName) -> bool,
+        now_ms: u64,
+    ) {
+        let all = loaded.and(others, is_told);
         let lines = all.lags.iter().map(|(topic, lag)| line(topic, lag, now_ms));
         *self.0.lock() = lines.collect();
     }
@@ -156,7 +157,7 @@ mod tests {
             furthest.add(&topic(number), lag((number * 7_919) % 1_000));
             assert!(furthest.lags.len() <= 6);
         }
-        let furthest = furthest.and(&Furthest::default());
+        let furthest = furthest.and(&Furthest::default(), |_| false);
         let kept: Vec<u64> = furthest.lags.iter().map(|(_, lag)| lag.messages).collect();
         assert_eq!(kept, [999, 998, 997]);
     }
@@ -170,8 +171,12 @@ mod tests {
         let mut others = Furthest::of_at_most(2);
         others.add(&topic(1), lag(90));
         others.add(&topic(2), lag(4));
-        figures.show(loaded, &others, 3_000);
+        // It is loaded, too, and nothing waits there any more.
+        others.add(&topic(3), lag(80));
+        let is_told = |one: &TopicName| [topic(1), topic(3)].contains(one);
+        figures.show(loaded, &others, is_told, 3_000);
         let text = telemetry.render_metrics();
+        assert!(!text.contains("topic=\"t3\""), "{text}");
         let name = "aquifer_broker_subscription_backlog_";
         for (what, topic, value) in [
             ("messages", "t1", 5),
@@ -184,7 +189,8 @@ mod tests {
             let line = format!("{name}{what}{{{by}}} {value}\n");
             assert!(text.contains(&line), "{line}: {text}");
         }
-        figures.show(Furthest::default(), &Furthest::default(), 3_000);
+        let none = Furthest::default();
+        figures.show(Furthest::default(), &none, |_| false, 3_000);
         assert!(!telemetry.render_metrics().contains("acme"));
     }
 }
