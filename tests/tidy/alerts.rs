@@ -101,13 +101,17 @@ fn parse(text: &str) -> Vec<Rule<'_>> {
     rules
 }
 
-/// Whether some history of an alert says that it fires and, later, that it does not.
+/// Whether histories of an alert say that it fires and, below that, that it does not.
 fn resolves(histories: &str, alert: &str) -> bool {
     let about = format!("alertname=\"{alert}\"");
     let said = |line: &&str| line.contains(&about) && line.contains("eval_time:");
     let said: Vec<&str> = histories.lines().filter(said).collect();
-    said.iter().any(|line| line.contains("value: 1}"))
-        && said.iter().any(|line| line.ends_with("exp_samples: []}"))
+    let is_silent = |line: &&str| line.ends_with("exp_samples: []}");
+    let fires = said.iter().position(|line| line.contains("value: 1}"));
+    let silent = said.iter().rposition(is_silent);
+    fires
+        .zip(silent)
+        .is_some_and(|(fires, silent)| fires < silent)
 }
 
 /// Names of metrics in an expression.
@@ -191,6 +195,10 @@ mod tests {
         lacks(RULE, &loud, path, page, "is silent");
         let stays = HISTORY.replace("[]}", "[{labels: '{}', value: 1}]}");
         lacks(RULE, &stays, path, page, "resolves");
+        let (fires, silent) = ("[{labels: '{}', value: 1}]}", "[]}");
+        let begins = HISTORY.replace(fires, "@").replace(silent, fires);
+        let begins = begins.replace('@', silent);
+        lacks(RULE, &begins, path, page, "resolves");
         let other = RULE.replace("aquifer_b ", "aquifer_d ");
         lacks(&other, HISTORY, path, page, "aquifer_d");
         // A name in a test, or in what reads metrics, makes no metric.
