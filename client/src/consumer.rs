@@ -278,7 +278,9 @@ impl Consumer {
     /// Answers the index where delivery continues; the lowest of a partitioned topic.
     /// Acknowledgements of messages that were received before fail with [`ClientError::Stale`].
     /// The end, and a time, are those of the call: what is published after that is delivered,
-    /// also when the move has to be asked for again.
+    /// also when the move has to be asked for again. For that the caller must be allowed to
+    /// describe the topic; else they are those of when the broker moves it, the last time that it
+    /// is asked.
     ///
     /// # Errors
     /// `Invalid` for a place that the topic does not have, `Timeout`, and what has ended the

@@ -163,7 +163,8 @@ impl Reader {
     /// Moves the reader, on all partitions of the topic, and drops what waits in memory. Answers
     /// the index where reading continues; the lowest of a partitioned topic. The end, and a time,
     /// are those of the call: what is published after that is read, also when the move has to be
-    /// asked for again.
+    /// asked for again. For that the caller must be allowed to describe the topic; else they are
+    /// those of when the broker moves it, the last time that it is asked.
     ///
     /// # Errors
     /// `Invalid` for a place that the topic does not have, `Timeout`, and what has ended the
