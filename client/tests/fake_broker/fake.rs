@@ -394,7 +394,7 @@ macro_rules! no_pull {
                         index: self.settings.end_index.load(Ordering::SeqCst),
                         message: None,
                     })),
-                    _ => Err(Status::unimplemented("not scripted")),
+                    _ => Err(Status::permission_denied("only the end may be looked up")),
                 }
             }
 

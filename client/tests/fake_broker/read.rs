@@ -165,6 +165,27 @@ async fn a_seek_to_the_end_that_is_sent_again_passes_over_nothing() {
     assert_eq!(index(&reader).await, 9);
 }
 
+/// A caller that may consume and not look places up leaves them to the session.
+#[tokio::test]
+async fn a_place_that_may_not_be_looked_up_is_found_by_the_session() {
+    let fake = Fake::start().await;
+    let (reader, mut stream) = open(&fake, Place::Earliest, 9).await;
+    let seek = async {
+        let (request_id, place) = stream.until(seek_of).await;
+        assert_eq!(place, "@1000");
+        let done = v1::SeekDone {
+            request_id,
+            seek_epoch: 1,
+            index: 4,
+            error: None,
+        };
+        stream.answer(Response::SeekDone(done)).await;
+        stream
+    };
+    let (place, _stream) = futures::join!(reader.seek(Place::TimeMs(1_000)), seek);
+    assert_eq!(place.unwrap(), Index(4));
+}
+
 /// A place that the topic does not have is the seek's error and nothing else's, also when the
 /// connection is lost before it is answered.
 #[tokio::test]
