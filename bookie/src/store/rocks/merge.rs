@@ -254,7 +254,7 @@ impl Db {
             }
             bytes = bytes.saturating_add(file.bytes);
             let name = format!("{:06}.blob", file.number);
-            if let Err(error) = verify::blob_file(&self.rocks.path().join(&name)) {
+            if let Err(error) = verify::blob_file(&self.rocks.path().join(&name), file.bytes) {
                 tracing::warn!(file = name, %error, "a damaged file is not merged with others");
                 return (Looked::Damaged, bytes);
             }
