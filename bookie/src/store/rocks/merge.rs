@@ -169,7 +169,7 @@ pub struct Merging {
 enum Looked {
     Intact,
     Damaged,
-    /// There are more of them than are read at a time, or the end is near.
+    /// There are more of them than are read at a time, one has gone, or the end is near.
     NotYet,
 }
 
@@ -255,6 +255,10 @@ impl Db {
             bytes = bytes.saturating_add(file.bytes);
             let name = format!("{:06}.blob", file.number);
             if let Err(error) = verify::blob_file(&self.rocks.path().join(&name), file.bytes) {
+                // It may have gone with a ledger since it was listed.
+                if !self.has_blob_file(file.number) {
+                    return (Looked::NotYet, bytes);
+                }
                 tracing::warn!(file = name, %error, "a damaged file is not merged with others");
                 return (Looked::Damaged, bytes);
             }
@@ -262,11 +266,18 @@ impl Db {
         }
         (Looked::Intact, bytes)
     }
+
+    /// Whether a file is still one of the store. When that cannot be told, the next step tells.
+    fn has_blob_file(&self, number: u64) -> bool {
+        let layout = self.layout();
+        layout.is_ok_and(|layout| layout.blobs.iter().any(|blobs| blobs.number == number))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::BookieConfig;
 
     fn table(number: u64, (first, last): (u8, u8), oldest_blob: u64) -> Table {
         Table {
@@ -354,5 +365,15 @@ mod tests {
         let merge = layout.next_merge(100, &BTreeSet::new()).unwrap();
         assert!(merge.files[0] > 4, "{merge:?}");
         assert_eq!(merge.ranges.len(), 1);
+    }
+
+    /// A ledger that is deleted meanwhile takes files with it that were listed: nothing is damaged.
+    #[test]
+    fn a_file_that_has_gone_is_not_a_damaged_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let db = Db::open(&BookieConfig::in_directory(directory.path()), true).unwrap();
+        let gone = blobs(9, 10);
+        let (looked, _) = db.look_at_blobs(&[&gone], &mut BTreeSet::new());
+        assert!(matches!(looked, Looked::NotYet));
     }
 }
