@@ -207,12 +207,20 @@ impl Reclaimer {
         let pause = match self.shared.store.merge(self.space_limits()) {
             Ok(Merged::Some { files, bytes }) => {
                 self.shared.metrics.merged(files, bytes);
-                // What a file keeps that could not go may be worth a rewrite.
-                self.collect.store(true, Ordering::Release);
+                // What a file keeps that could not go may be worth a rewrite; of a merge that is
+                // not at its end the next step takes it.
+                if files > 0 {
+                    self.collect.store(true, Ordering::Release);
+                }
                 paid_for(bytes)
             }
             Ok(Merged::Checked { bytes }) => paid_for(bytes),
-            Ok(Merged::Nothing | Merged::NoSpace) => AFTER_NO_MERGE,
+            Ok(Merged::Nothing) => AFTER_NO_MERGE,
+            // The steps before may have left garbage in files that now stay.
+            Ok(Merged::NoSpace) => {
+                self.collect.store(true, Ordering::Release);
+                AFTER_NO_MERGE
+            }
             Err(error) => {
                 tracing::warn!(%error, "small files of the ledger store are not merged now");
                 AFTER_NO_MERGE

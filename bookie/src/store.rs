@@ -258,7 +258,7 @@ pub enum Merged {
     Nothing,
     /// A step was made; there may be more.
     Some {
-        /// Small files that it took.
+        /// Small files that went.
         files: usize,
         /// Bytes that it wrote.
         bytes: u64,

@@ -3,8 +3,9 @@
 //!
 //! RocksDB moves the values of the keys that a compaction meets as far as they lie in a file older
 //! than a cutoff. A step takes small files from the oldest on, puts the cutoff behind them, and
-//! compacts the tables that may point into them. How many bytes a table points to in older files
-//! is not known: it is estimated, and only speed and room depend on that.
+//! compacts the tables that may point into them, as many as it has bytes for: the next step goes on
+//! with the others. How many bytes a table points to in older files is not known: it is estimated,
+//! and only speed and room depend on that.
 //!
 //! A compaction that met a damaged value would stop writes, and nothing forces these values to
 //! move: files are checked before, and those with damage stay as they are.
@@ -20,17 +21,23 @@ use crate::store::{Merged, StoreError};
 const FILES_MIN: usize = 16;
 /// Files of the full size that are checked at a time.
 const FILES_READ_MAX: u64 = 4;
-/// A step rewrites this many times the bytes of the tables that it compacts, where these are many.
+/// A merge rewrites this many times the bytes of the tables that it compacts, where these are many.
 const BYTES_BY_TABLES: u64 = 4;
+/// Files of the full size that a step rewrites, or one table more: what waits for the thread, such
+/// as space of deleted ledgers, waits for a step.
+const FILES_REWRITTEN_MAX: u64 = 8;
 
 /// Small files to merge, and how.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Merge {
     /// The small files, from the oldest to the youngest. Values in files up to the youngest move.
     pub files: Vec<u64>,
-    /// The keys of the tables that may point into them, without overlaps.
+    /// The keys of the tables that may point into them, without overlaps: of as many as one step
+    /// takes.
     pub ranges: Vec<KeyRange>,
-    /// About how many bytes are rewritten.
+    /// These are all such tables, so that the files go with this step.
+    pub is_last: bool,
+    /// About how many bytes are rewritten until the files go.
     pub bytes: u64,
 }
 
@@ -61,9 +68,12 @@ impl Layout {
         if files.len() < 2 {
             return None;
         }
+        let most = file_bytes.saturating_mul(FILES_REWRITTEN_MAX);
+        let (ranges, is_last) = self.ranges_into(files, most);
         Some(Merge {
             files: files.iter().map(|blobs| blobs.number).collect(),
-            ranges: self.ranges_into(files),
+            ranges,
+            is_last,
             bytes: self.cost_of(files),
         })
     }
@@ -88,17 +98,32 @@ impl Layout {
         let last = files.last().map_or(0, |blobs| blobs.number);
         let up_to_last = self.blobs.iter().take_while(|blobs| blobs.number <= last);
         let most: u64 = up_to_last.map(live).sum();
+        let tables: u64 = self.pointing_into(files).map(|table| table.bytes).sum();
+        self.values_of()(tables).min(most).saturating_add(tables)
+    }
+
+    /// About how many bytes of values tables of this size point to: as much as they have of all
+    /// tables.
+    fn values_of(&self) -> impl Fn(u64) -> u64 {
+        let live = |blobs: &Blobs| blobs.bytes.saturating_sub(blobs.garbage);
         let values: u64 = self.blobs.iter().map(live).sum();
         let with_values = self.tables.iter().filter(|t| t.oldest_blob.is_some());
         let all: u64 = with_values.map(|table| table.bytes).sum();
-        let tables: u64 = self.pointing_into(files).map(|table| table.bytes).sum();
-        let share = u128::from(values) * u128::from(tables) / u128::from(all.max(1));
-        let share = u64::try_from(share).unwrap_or(u64::MAX);
-        share.min(most).saturating_add(tables)
+        move |tables| {
+            let share = u128::from(values) * u128::from(tables) / u128::from(all.max(1));
+            u64::try_from(share).unwrap_or(u64::MAX)
+        }
     }
 
-    /// The blob files that the compactions of a merge may read: all that tables of its ranges may
-    /// point into. RocksDB takes the cutoff as a share of all files at the time: when some of the
+    /// The files of a merge.
+    fn files_of(&self, merge: &Merge) -> Vec<&Blobs> {
+        let is_taken = |blobs: &&Blobs| merge.files.binary_search(&blobs.number).is_ok();
+        self.blobs.iter().filter(is_taken).collect()
+    }
+
+    /// The blob files that the compactions of a merge may read, those of its later steps included:
+    /// all that the tables of its ranges, and all others that may point into its files, may point
+    /// into. RocksDB takes the cutoff as a share of all files at the time: when some of the
     /// oldest have gone between two compactions, as many younger ones come before it.
     fn read_by(&self, merge: &Merge) -> Vec<&Blobs> {
         let youngest = merge.files.last().copied().unwrap_or(0);
@@ -110,23 +135,35 @@ impl Layout {
             let mut ranges = merge.ranges.iter();
             ranges.any(|(first, last)| table.first <= *last && *first <= table.last)
         };
-        let met = self.tables.iter().filter(is_met);
+        let files = self.files_of(merge);
+        let later = self.pointing_into(&files);
+        let met = self.tables.iter().filter(is_met).chain(later);
         let oldest = met.filter_map(|table| table.oldest_blob).min();
         let oldest = oldest.unwrap_or(u64::MAX);
         let is_read = |blobs: &&Blobs| (oldest..=youngest).contains(&blobs.number);
         self.blobs.iter().filter(is_read).collect()
     }
 
-    /// The keys of the tables that may point into these files. Tables with nothing else between
-    /// them are one range, because only what one compaction meets comes into one file.
-    fn ranges_into(&self, files: &[&Blobs]) -> Vec<KeyRange> {
+    /// The keys of the tables that may point into these files, in order and up to the one with
+    /// which about `most` bytes are rewritten; and whether these are all. Tables with nothing else
+    /// between them are one range, because only what one compaction meets comes into one file.
+    fn ranges_into(&self, files: &[&Blobs], most: u64) -> (Vec<KeyRange>, bool) {
         let chosen: BTreeSet<u64> = self.pointing_into(files).map(|t| t.number).collect();
         let mut tables: Vec<&Table> = self.tables.iter().collect();
         tables.sort_by(|a, b| a.first.cmp(&b.first));
+        let values_of = self.values_of();
         let mut ranges: Vec<KeyRange> = Vec::new();
         let mut is_adjacent = false;
+        let mut bytes = 0_u64;
         for table in tables {
             let is_chosen = chosen.contains(&table.number);
+            if is_chosen {
+                let overlaps = ranges.last().is_some_and(|(_, last)| *last >= table.first);
+                if !overlaps && values_of(bytes).saturating_add(bytes) >= most {
+                    return (ranges, false);
+                }
+                bytes = bytes.saturating_add(table.bytes);
+            }
             match ranges.last_mut() {
                 Some((_, last)) if is_chosen && (is_adjacent || *last >= table.first) => {
                     if *last < table.last {
@@ -142,7 +179,7 @@ impl Layout {
                 _ => {}
             }
         }
-        ranges
+        (ranges, true)
     }
 }
 
@@ -213,13 +250,22 @@ impl Db {
         if self.is_cancelled() {
             return Ok(Merged::Checked { bytes });
         }
-        let after = self.layout()?.blobs;
-        let left: BTreeSet<u64> = after.iter().map(|blobs| blobs.number).collect();
-        let stay = merge.files.iter().filter(|number| left.contains(*number));
-        merging.skip.extend(stay);
-        let made = after.iter().filter(|blobs| !before.contains(&blobs.number));
+        let after = self.layout()?;
+        let left: BTreeSet<u64> = after.blobs.iter().map(|blobs| blobs.number).collect();
+        let (stay, gone): (Vec<u64>, Vec<u64>) = merge
+            .files
+            .iter()
+            .partition(|number| left.contains(*number));
+        let taken = layout.files_of(&merge);
+        let tables_in = |state: &Layout| state.pointing_into(&taken).count();
+        // The next step goes on with the tables that are left, if this one has come nearer.
+        if merge.is_last || tables_in(&after) >= tables_in(&layout) {
+            merging.skip.extend(stay);
+        }
+        let made = after.blobs.iter();
+        let made = made.filter(|blobs| !before.contains(&blobs.number));
         Ok(Merged::Some {
-            files: merge.files.len(),
+            files: gone.len(),
             bytes: made.map(|blobs| blobs.bytes).sum(),
         })
     }
@@ -230,6 +276,10 @@ impl Db {
             self.compact((first, last), false)?;
         }
         for range in &merge.ranges {
+            // The end does not wait for settings that are of no use any more.
+            if self.is_cancelled() {
+                return Ok(());
+            }
             let blobs = self.layout()?.blobs;
             let oldest = blobs.iter().take_while(|blobs| blobs.number <= youngest);
             let oldest = oldest.count();
@@ -345,6 +395,43 @@ mod tests {
         layout.tables.push(table(60, (41, 50), 6));
         let merge = layout.next_merge(100, &BTreeSet::new()).unwrap();
         assert_eq!(merge.ranges, [key(10, 29), key(41, 50)]);
+    }
+
+    /// Many values would have to move with the small files: not all at once, because what deleted
+    /// ledgers had is not given back meanwhile. The tables of one step are not those of the next.
+    #[test]
+    fn a_step_takes_as_many_tables_as_it_has_bytes_for() {
+        let mut layout = Layout {
+            tables: (1..=40_u8)
+                .map(|n| table(100 + u64::from(n), (n, n), 2))
+                .collect(),
+            blobs: [blobs(2, 4_000)]
+                .into_iter()
+                .chain((3..=42).map(|n| blobs(n, 10)))
+                .collect(),
+        };
+        let first = layout.next_merge(100, &BTreeSet::new()).unwrap();
+        assert_eq!((first.files[0], first.files[19]), (3, 22));
+        assert_eq!(first.ranges, [key(1, 8)]);
+        assert!(!first.is_last);
+        assert_eq!(first.bytes, 4_240);
+        let read = layout.read_by(&first);
+        assert_eq!((read.len(), read[0].number), (41, 2));
+        // As the step leaves it: eight tables point into files of their own.
+        for table in &mut layout.tables[..8] {
+            (table.number, table.oldest_blob) = (200, Some(201));
+        }
+        layout.blobs[0].garbage = 880;
+        layout.blobs.push(blobs(201, 880));
+        let next = layout.next_merge(100, &BTreeSet::new()).unwrap();
+        assert_eq!(next.files, first.files);
+        assert_eq!(next.ranges, [key(9, 16)]);
+        for table in &mut layout.tables[8..34] {
+            (table.number, table.oldest_blob) = (200, Some(201));
+        }
+        let last = layout.next_merge(100, &BTreeSet::new()).unwrap();
+        assert_eq!(last.ranges, [key(35, 40)]);
+        assert!(last.is_last);
     }
 
     /// An old small file that much else would have to move for does not stop younger ones.
