@@ -287,11 +287,26 @@ impl BlockPool {
     }
 
     fn give_back(&self, buffer: AlignedBuffer) {
-        let mut free = self.free.lock();
-        if free.bytes + buffer.capacity() <= POOLED_BYTES_MAX {
-            free.bytes += buffer.capacity();
-            free.buffers.push(buffer);
+        let bytes = buffer.capacity();
+        if bytes > POOLED_BYTES_MAX {
+            return;
         }
+        let mut free = self.free.lock();
+        // Large ones are worth more: much smaller ones make room for one.
+        while free.bytes + bytes > POOLED_BYTES_MAX {
+            let buffers = free.buffers.iter().enumerate();
+            let smallest = buffers.min_by_key(|(_, other)| other.capacity());
+            let Some((at, smaller)) = smallest.map(|(at, other)| (at, other.capacity())) else {
+                return;
+            };
+            if smaller > bytes / 2 {
+                return;
+            }
+            drop(free.buffers.swap_remove(at));
+            free.bytes -= smaller;
+        }
+        free.bytes += bytes;
+        free.buffers.push(buffer);
     }
 
     /// Frees what waits.
@@ -388,6 +403,24 @@ mod tests {
             builder.push(record);
         }
         builder.finish(segment, sequence)
+    }
+
+    /// A load of large commits after one of small ones, without a pause between them.
+    #[test]
+    fn a_full_pool_keeps_a_large_buffer_instead_of_small_ones() {
+        let pool = Arc::new(BlockPool::default());
+        let count = POOLED_BYTES_MAX / size_class(1) + 2;
+        let small: Vec<Block> = (0..count)
+            .map(|_| Block::new(pool.take(1), &pool))
+            .collect();
+        drop(small);
+        let large = 4 * 1024 * 1024;
+        drop(Block::new(pool.take(large), &pool));
+        let free = pool.free.lock();
+        let sizes: Vec<usize> = free.buffers.iter().map(AlignedBuffer::capacity).collect();
+        assert!(sizes.iter().any(|bytes| *bytes >= large), "{sizes:?}");
+        assert!(free.bytes <= POOLED_BYTES_MAX);
+        assert_eq!(free.bytes, sizes.iter().sum::<usize>());
     }
 
     proptest! {
