@@ -7,6 +7,7 @@ use std::time::Duration;
 use aquifer_client::security::Security;
 use aquifer_model::id::Index;
 use aquifer_model::place::{Place, rfc3339_ms};
+use aquifer_runtime::clock::{Clock as _, SystemClock};
 use aquifer_runtime::signing::{from_hex, to_hex};
 use serde_json::{Map, Value, json};
 
@@ -20,6 +21,8 @@ use crate::output::Output;
 const PAGE_LINES: u32 = 1_000;
 /// Bytes of a public key.
 const KEY_BYTES: usize = 32;
+/// The topic keeps lines for 400 days: those of the last 399 are there, also where clocks differ.
+const KEPT_MS: u64 = 399 * 86_400_000;
 /// How long one request waits for a line.
 const WAIT: Duration = Duration::from_secs(20);
 
@@ -192,7 +195,9 @@ async fn verify(
     let seal = security.audit_seal().await?;
     let key = key.unwrap_or_else(|| seal.public_key.to_vec());
     let named = to_hex(&key);
-    let mut chains = Chains::new(key, seal.ends);
+    let kept_since_ms = SystemClock.wall_ms().saturating_sub(KEPT_MS);
+    let kept_since_ms = (from == Place::Earliest).then_some(kept_since_ms);
+    let mut chains = Chains::new(key, seal.ends, kept_since_ms);
     let missing = each(security, None, from, out, |line| {
         chains.take(line);
         Ok(true)

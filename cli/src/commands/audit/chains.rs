@@ -59,7 +59,9 @@ pub struct Chains {
     /// Checkpoints that the topic must have and that were not seen yet, by chain.
     ends: BTreeMap<String, AuditEnd>,
     heads: BTreeMap<String, Head>,
-    /// The time of the first line.
+    /// Where the first line is the first one that the topic has: since when it keeps all lines.
+    kept_since_ms: Option<u64>,
+    /// The time of the first checkpoint whose signature is right: others can make up any.
     since_ms: Option<u64>,
     found: Found,
 }
@@ -89,13 +91,15 @@ struct Line {
 }
 
 impl Chains {
-    /// Chains with checkpoints of this key, and what the cluster remembers of them.
-    pub fn new(key: Vec<u8>, ends: Vec<AuditEnd>) -> Chains {
+    /// Chains with checkpoints of this key, and what the cluster remembers of them. Where the topic
+    /// is looked at from its start, it has every line since a time.
+    pub fn new(key: Vec<u8>, ends: Vec<AuditEnd>, kept_since_ms: Option<u64>) -> Chains {
         let ends = ends.into_iter().map(|end| (end.chain.clone(), end));
         Chains {
             key,
             ends: ends.collect(),
             heads: BTreeMap::new(),
+            kept_since_ms,
             since_ms: None,
             found: Found::default(),
         }
@@ -107,13 +111,25 @@ impl Chains {
         let Ok(line) = serde_json::from_str::<Line>(text) else {
             return self.problem("?", 0, "is no line of the audit log".to_owned());
         };
-        self.since_ms.get_or_insert(line.time_ms);
-        if digest(text).as_deref() != Some(line.hash.as_str()) {
+        let is_changed = digest(text).as_deref() != Some(line.hash.as_str());
+        if is_changed {
             let what = "was changed: its digest is another".to_owned();
             self.problem(&line.chain, line.seq, what);
         }
-        let is_proof = self.is_proof(&line, text);
+        let is_proof = self.is_proof(&line, text) && !is_changed;
+        if is_proof {
+            self.since_ms.get_or_insert(line.time_ms);
+        }
         self.compare(&line);
+        let chain = line.chain.clone();
+        self.place(line, is_proof);
+        if is_changed {
+            self.leave_unproved(&chain);
+        }
+    }
+
+    /// Puts a line behind those of its chain that came before it.
+    fn place(&mut self, line: Line, is_proof: bool) {
         let Some(head) = self.heads.get(&line.chain) else {
             self.found.begin_later += usize::from(line.seq > 0);
             self.set_head(line, is_proof);
@@ -137,11 +153,20 @@ impl Chains {
                 count => format!("{count} lines from {expected} on are missing before it"),
             };
             self.problem(&line.chain, line.seq, what);
+            self.leave_unproved(&line.chain);
         } else if line.prev != head.hash {
             let what = "does not follow the line before: one of them was replaced".to_owned();
             self.problem(&line.chain, line.seq, what);
+            self.leave_unproved(&line.chain);
         }
         self.set_head(line, is_proof);
+    }
+
+    /// The lines of a chain since its last checkpoint are proved by no later one.
+    fn leave_unproved(&mut self, chain: &str) {
+        if let Some(head) = self.heads.get_mut(chain) {
+            self.found.unproved_lines += std::mem::take(&mut head.unproved);
+        }
     }
 
     /// Whether a line is a checkpoint with the signature of the key.
@@ -177,12 +202,18 @@ impl Chains {
 
     /// What was found in all lines.
     pub fn end(mut self) -> Found {
+        let (kept_since_ms, since_ms) = (self.kept_since_ms, self.since_ms);
         for end in std::mem::take(&mut self.ends).into_values() {
+            // It is trimmed, or was not asked for.
+            let is_before = match kept_since_ms {
+                Some(since) => end.time_ms < since,
+                None => since_ms.is_none_or(|since| end.time_ms < since),
+            };
+            let may_be_before = is_before || kept_since_ms.is_none();
             let what = match self.heads.get(&end.chain) {
-                // What was before it is trimmed, or was not asked for.
-                Some(head) if head.first > end.seq => continue,
+                Some(head) if head.first > end.seq && may_be_before => continue,
                 Some(_) => "is missing: the cluster remembers a checkpoint there",
-                None if self.since_ms.is_some_and(|since| end.time_ms < since) => continue,
+                None if is_before => continue,
                 None => "is missing with its whole chain: the cluster remembers a checkpoint there",
             };
             self.problem(&end.chain, end.seq, what.to_owned());
@@ -233,11 +264,13 @@ impl Chains {
     }
 }
 
-/// The digest that a line must have.
+/// The digest of a line that ends with it. A field behind it would be in no digest, and what shows
+/// a line might take it for one of the others.
 fn digest(text: &str) -> Option<String> {
-    let (before, _) = text.rsplit_once(",\"hash\":\"")?;
+    let (before, behind) = text.rsplit_once(",\"hash\":\"")?;
     let whole = format!("{before}}}");
-    Some(sha256_hex(whole.as_bytes()))
+    let digest = sha256_hex(whole.as_bytes());
+    (behind.strip_suffix("\"}") == Some(digest.as_str())).then_some(digest)
 }
 
 /// What a checkpoint signs, and its signature.

@@ -23,9 +23,23 @@ fn key(number: u8) -> SigningKey {
 }
 
 fn check_with(lines: &[String], ends: Vec<AuditEnd>) -> Found {
-    let mut chains = Chains::new(key(1).public().to_vec(), ends);
+    check_from(lines, ends, Some(1_000))
+}
+
+fn check_from(lines: &[String], ends: Vec<AuditEnd>, kept_since_ms: Option<u64>) -> Found {
+    let mut chains = Chains::new(key(1).public().to_vec(), ends, kept_since_ms);
     lines.iter().for_each(|line| chains.take(line));
     chains.end()
+}
+
+/// A line that only its digest speaks for.
+fn made_up(chain: &str, seq: u64, time_ms: u64) -> String {
+    let line = format!(
+        "{{\"chain\":\"{chain}\",\"seq\":{seq},\"prev\":\"{}\",\"time_ms\":{time_ms}}}",
+        "00".repeat(32)
+    );
+    let hash = sha256_hex(line.as_bytes());
+    line.replace('}', &format!(",\"hash\":\"{hash}\"}}"))
 }
 
 /// A chain whose every third line is a checkpoint, signed with a key.
@@ -82,7 +96,7 @@ fn checkpoints_prove_the_lines_before_them() {
     };
     assert_eq!(found.checkpoints, [proved]);
     // A newer checkpoint than the cluster remembers, and a place to begin behind that one.
-    let found = check_with(&lines[4..], vec![end_at(&lines, 2)]);
+    let found = check_from(&lines[4..], vec![end_at(&lines, 2)], None);
     assert!(whats(&found).is_empty(), "{found:?}");
     assert_eq!((found.proved_lines, found.unproved_lines), (2, 2));
 }
@@ -100,12 +114,52 @@ fn an_end_that_was_cut_off_shows() {
     let found = check_with(&other, end());
     let expected = "is missing with its whole chain: the cluster remembers a checkpoint there";
     assert_eq!(whats(&found), [(5, expected)]);
-    // Older than everything that is there: it may have been trimmed.
+    // Older than what the topic keeps: it may have been trimmed.
     let old = vec![AuditEnd {
         time_ms: 999,
         ..end_at(&lines, 5)
     }];
     assert!(check_with(&other, old).problems.is_empty());
+    // The start is cut off, with a whole chain, and what is left is as it was written.
+    assert_eq!(
+        whats(&check_with(&signed_chain("b", 9, &key(1)), end())),
+        [(5, expected)]
+    );
+    let begun_later = check_from(&signed_chain("b", 9, &key(1))[6..], end(), None);
+    assert!(begun_later.problems.is_empty(), "{begun_later:?}");
+}
+
+/// Lines that are made up say nothing about what is trimmed.
+#[test]
+fn a_line_that_is_made_up_hides_no_end_that_is_missing() {
+    let lines = signed_chain("a", 8, &key(1));
+    let end = || vec![end_at(&lines, 5)];
+    let whole = "is missing with its whole chain: the cluster remembers a checkpoint there";
+    let missing = "is missing: the cluster remembers a checkpoint there";
+    let another = [made_up("z", 0, 99_999)];
+    assert_eq!(whats(&check_with(&another, end())), [(5, whole)]);
+    let of_the_chain = [made_up("a", 100, 99_999)];
+    let found = check_with(&of_the_chain, end());
+    assert_eq!(whats(&found), [(5, missing)]);
+    // Where it was not asked for what is before them.
+    for lines in [&another, &of_the_chain] {
+        assert!(check_from(lines, end(), None).problems.is_empty());
+    }
+}
+
+#[test]
+fn lines_before_a_break_are_proved_by_no_checkpoint_behind_it() {
+    let lines = signed_chain("a", 8, &key(1));
+    let mut removed = lines.clone();
+    removed.remove(4);
+    let found = check(&removed);
+    assert_eq!(whats(&found), [(5, "line 4 is missing before it")]);
+    assert_eq!((found.proved_lines, found.unproved_lines), (4, 3));
+    let mut changed = lines;
+    changed[4] = changed[4].replace("delete", "create");
+    let found = check(&changed);
+    assert_eq!(whats(&found), [(4, "was changed: its digest is another")]);
+    assert_eq!((found.proved_lines, found.unproved_lines), (4, 4));
 }
 
 #[test]
@@ -186,6 +240,14 @@ fn what_is_changed_removed_or_moved_is_named() {
     let whole = chain("a", 6);
     let mut changed = whole.clone();
     changed[3] = changed[3].replace("\"seq\":3", "\"seq\": 3");
+    assert_eq!(
+        problems(&changed),
+        [(3, "was changed: its digest is another".to_owned())]
+    );
+
+    // Behind the digest, where none covers it: who prints the line would believe the last one.
+    let mut changed = whole.clone();
+    changed[3] = changed[3].replace("\"}", "\",\"outcome\":\"failed\"}");
     assert_eq!(
         problems(&changed),
         [(3, "was changed: its digest is another".to_owned())]
