@@ -6,8 +6,9 @@
 //! - A record is removed by compare-and-swap, and only after it was read again: any number of
 //!   brokers may do it at once.
 //! - A token that is gone authenticates no one, and stays gone. A revoked one that has not expired
-//!   could come back with a backup: its id is noted in the same transaction. For ids of which there
-//!   is no room in the note the record stays.
+//!   could come back with a backup: its id is noted in the same transaction. For ids of which
+//!   there is no room in the note the record stays. Clocks differ: one that has just expired here
+//!   is noted too.
 //! - The first token stays, or a start would make another one.
 
 use std::collections::BTreeMap;
@@ -34,6 +35,8 @@ use crate::security::{Guard, first, principal};
 const PAGE_RECORDS: usize = 1_000;
 /// Tokens that go in one transaction.
 const TOKENS_AT_ONCE: usize = 32;
+/// What has expired this long ago has expired by the clock of every broker.
+const CLOCKS_APART_MS: u64 = 3_600 * 1_000;
 /// Ids that the note of a tenant, or of the cluster, has at most: 280 KB.
 const NOTED_MAX: usize = 10_000;
 
@@ -169,7 +172,7 @@ impl Guard {
     ) -> Result<Change<Vec<Token>>, BrokerError> {
         let note = noted.as_ref().map(record::decode::<ForgottenRecord>);
         let mut note = note.transpose()?.unwrap_or_default();
-        let now_ms = self.clock.wall_ms();
+        let everywhere_ms = self.clock.wall_ms().saturating_sub(CLOCKS_APART_MS);
         let (mut removed, mut deletions) = (Vec::new(), Vec::new());
         for id in ids {
             let key = keys::token(id);
@@ -183,7 +186,8 @@ impl Guard {
             if token.ends_ms().is_none_or(|end| before_ms < end) {
                 continue;
             }
-            let is_expired = token.record.expires_ms.is_some_and(|end| end <= now_ms);
+            let expires_ms = token.record.expires_ms;
+            let is_expired = expires_ms.is_some_and(|end| end <= everywhere_ms);
             if !is_expired && !note.tokens.contains(id) {
                 if note.tokens.len() >= NOTED_MAX {
                     tracing::debug!(id, "a revoked token stays: too many are noted as removed");

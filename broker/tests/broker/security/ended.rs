@@ -114,6 +114,33 @@ async fn a_revoked_token_that_is_removed_comes_back_with_no_backup() {
     }
 }
 
+/// A clock that is a few minutes ahead removes it; one that is right would restore it.
+#[tokio::test]
+async fn a_revoked_token_that_expires_as_it_is_removed_comes_back_at_no_clock() {
+    const MINUTES_MS: u64 = 10 * 60 * 1_000;
+    let cold = MemoryColdStore::default();
+    let secured = Secured::start_with(Some(&cold)).await;
+    secured.tenants().await;
+    let (broker, admin) = (secured.broker(), secured.admin());
+    let create = CreateToken {
+        name: "app".to_owned(),
+        tenant: Some("acme".to_owned()),
+        lifetime_ms: Some(8 * DAY_MS),
+    };
+    let made = broker.create_token(&admin, create).await.unwrap();
+    let wanted = saved(&secured, BackupScope::Cluster).await;
+    let id = made.token.id.clone();
+    broker.revoke_token(&admin, id).await.unwrap();
+    let end_ms = made.token.expires_ms.unwrap();
+    secured.clock.set_wall_ms(end_ms + MINUTES_MS);
+    left(&secured, &admin, &[]).await;
+    secured.clock.set_wall_ms(end_ms - MINUTES_MS);
+    let restored = broker.restore_access(&admin, wanted).await.unwrap();
+    assert_eq!((restored.tokens, restored.refused), (0, 0), "{restored:?}");
+    let shown = authenticate(broker, Some(made.secret.expose()));
+    assert_eq!(kind(&shown), Some(ErrorKind::Unauthenticated));
+}
+
 #[tokio::test]
 async fn the_first_token_stays_when_it_is_revoked_so_that_there_is_no_second_one() {
     let secured = Secured::start().await;
