@@ -151,7 +151,7 @@ impl Records {
         self.read(|state| state.check_all(self.bounds.revoking))
     }
 
-    /// Changes whenever what is known does.
+    /// Changes whenever what decisions are made from does.
     pub(crate) fn changes(&self) -> watch::Receiver<Revision> {
         self.current.subscribe()
     }
@@ -189,22 +189,34 @@ impl Records {
             let mut watch = self.store.watch(keys::AUTH_PREFIX, revision).await?;
             self.hear(true);
             loop {
-                let revision = match watch.next().await {
-                    Some(WatchEvent::Put(stored)) => {
-                        self.state.write().put(&stored);
-                        stored.revision
-                    }
-                    Some(WatchEvent::Delete { key, revision }) => {
-                        self.state.write().remove(&key);
-                        revision
-                    }
+                match watch.next().await {
                     Some(WatchEvent::Resync) => break,
+                    Some(event) => self.take(event),
                     None => return Ok(()),
-                };
-                self.hear(true);
-                self.current.send_replace(revision);
+                }
             }
         }
+    }
+
+    /// Takes in what the watch shows.
+    fn take(&self, event: WatchEvent) {
+        let (key, revision) = match event {
+            WatchEvent::Put(stored) => {
+                self.state.write().put(&stored);
+                (stored.key, stored.revision)
+            }
+            WatchEvent::Delete { key, revision } => {
+                self.state.write().remove(&key);
+                (key, revision)
+            }
+            WatchEvent::Resync => return,
+        };
+        self.hear(true);
+        // Every broker writes checkpoints all the time, and nothing is decided by them.
+        self.current.send_if_modified(|current| {
+            *current = revision;
+            key != keys::AUDIT_ENDS
+        });
     }
 
     /// Asks from time to time whether the store is there: a watch says nothing while nothing

@@ -1,5 +1,8 @@
+use aquifer_ledger::testing::MemoryStore;
+use aquifer_proto::v1::AuditEndsRecord;
 use aquifer_protocol_api::access::Action;
 use aquifer_protocol_api::security::{Refuses, RevocationInfo};
+use aquifer_runtime::clock::SystemClock;
 
 use super::*;
 
@@ -85,6 +88,22 @@ fn a_tenant_at_its_bound_leaves_room_to_others() {
         state.remove(&record.key);
     }
     assert!(state.owned.is_empty(), "{:?}", state.owned);
+}
+
+/// Each broker writes one a minute: no session is judged again for it.
+#[tokio::test]
+async fn a_checkpoint_of_the_audit_log_changes_no_decision() {
+    let store: Arc<dyn MetadataStore> = Arc::new(MemoryStore::default());
+    let bounds = Bounds::of_tenants(9);
+    let records = Records::load(store, SystemClock::shared(), bounds).await;
+    let records = records.unwrap();
+    let changes = records.changes();
+    let ends = record::encode(AuditEndsRecord::default());
+    records.take(WatchEvent::Put(stored(keys::AUDIT_ENDS.to_owned(), ends)));
+    assert!(!changes.has_changed().unwrap());
+    assert_eq!(*changes.borrow(), Revision(1), "it is known");
+    records.take(WatchEvent::Put(token("2", "acme")));
+    assert!(changes.has_changed().unwrap());
 }
 
 #[test]
