@@ -16,16 +16,37 @@ const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/integration/interop")
 const PROTOS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../proto/proto");
 /// What the pinned packages and their installation need.
 const USABLE: &str = "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))";
+/// How long pip may take in all, and waits for an answer, in seconds.
+const INSTALL_SECONDS: &str = "240";
+const ANSWER_SECONDS: &str = "15";
+/// How `timeout` ends when that is over.
+const TIMED_OUT: i32 = 124;
+/// What pip says of an index that it does not reach, or that breaks off.
+const UNREACHABLE: [&str; 8] = [
+    "from versions: none",
+    "Connection aborted",
+    "Connection broken",
+    "HTTP error 5",
+    "IncompleteRead",
+    "Max retries exceeded",
+    "TimeoutError",
+    "timed out",
+];
 /// How long schemathesis makes up requests, each time.
 const SECONDS: &str = "20";
 const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,\
                       response_schema_conformance";
 
 /// A Python with the packages of `requirements.txt`; `None`, with the reason printed, where Python
-/// is not installed or pip reaches no index of packages. Packages that do not fit are an error.
+/// is not installed, or pip reaches no index of packages or has not got them from it in time. It is
+/// tried once. Packages that do not fit are an error.
 fn python() -> Result<Option<PathBuf>> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    let _alone = ALONE.lock().expect("no holder panics");
+    static IN_VAIN: Mutex<bool> = Mutex::new(false);
+    let mut in_vain = IN_VAIN.lock().expect("no holder panics");
+    if *in_vain {
+        eprintln!("skipped: pip could not install what it needs, as another test says");
+        return Ok(None);
+    }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("interop-python");
     let requirements = Path::new(FOLDER).join("requirements.txt");
     let wanted = fs::read_to_string(&requirements)?;
@@ -46,14 +67,20 @@ fn python() -> Result<Option<PathBuf>> {
         .arg(&folder)
         .output()?;
     ensure!(made.status.success(), "{}", said(&made));
-    let pip = Command::new(&python)
-        .args(["-m", "pip", "install", "--quiet"])
+    let pip = Command::new("timeout")
+        .args(["--kill-after", ANSWER_SECONDS, INSTALL_SECONDS])
+        .arg(&python)
+        .args(["-m", "pip", "install", "--quiet", "--no-input"])
+        .args(["--retries", "1", "--timeout", ANSWER_SECONDS])
         .args(["--disable-pip-version-check", "--requirement"])
         .arg(&requirements)
         .output()?;
     let why = said(&pip);
-    if !pip.status.success() && why.contains("from versions: none") {
-        eprintln!("skipped: pip reaches no index of packages: {why}");
+    // Killed where it did not end by itself.
+    let is_late = matches!(pip.status.code(), Some(TIMED_OUT) | None);
+    if is_late || (!pip.status.success() && UNREACHABLE.iter().any(|text| why.contains(text))) {
+        eprintln!("skipped: pip reaches no index of packages, or it is too slow: {why}");
+        *in_vain = true;
         return Ok(None);
     }
     ensure!(pip.status.success(), "{why}");
