@@ -5,10 +5,11 @@
 //! the time, so that every session that lasts outlives its token; [`Secured::expire`] ends all of
 //! them at once.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -31,6 +32,36 @@ const RENEWED: Duration = Duration::from_secs(3);
 /// How soon every broker must have taken in the grant.
 const GRANTED: Duration = Duration::from_secs(120);
 
+/// The files with the tokens of clients.
+struct Tokens {
+    issuer: Issuer,
+    folder: PathBuf,
+    /// Held by the one that writes: an older token must not come behind a newer one.
+    writing: Mutex<()>,
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokens").finish_non_exhaustive()
+    }
+}
+
+impl Tokens {
+    fn file(&self, subject: &str) -> PathBuf {
+        self.folder.join(format!("{subject}.jwt"))
+    }
+
+    /// Gives each file another token.
+    fn renew(&self) -> Result<()> {
+        let _writing = self.writing.lock().expect("no holder panics");
+        for subject in [ADMIN, CONSUMER] {
+            let file = self.file(subject);
+            self.issuer.put_token(&file, subject, LIFETIME)?;
+        }
+        Ok(())
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Secured {
@@ -38,7 +69,7 @@ pub struct Secured {
     /// The name of the cluster, and where its processes are.
     cluster: String,
     hosts: Vec<String>,
-    settings_of_issuer: String,
+    tokens: Arc<Tokens>,
     _tasks: TaskGroup,
 }
 
@@ -50,27 +81,26 @@ impl Secured {
     pub fn create(folder: &Path, cluster: &str, hosts: Vec<String>) -> Result<Secured> {
         let folder = folder.join("secured");
         fs::create_dir_all(&folder)?;
-        let issuer = Arc::new(Issuer::create(&folder)?);
+        let tokens = Arc::new(Tokens {
+            issuer: Issuer::create(&folder)?,
+            folder: folder.clone(),
+            writing: Mutex::default(),
+        });
         let tasks = TaskGroup::new("tokens");
         let secured = Secured {
-            settings_of_issuer: issuer.settings(),
             folder,
             cluster: cluster.to_owned(),
             hosts,
+            tokens: Arc::clone(&tokens),
             _tasks: tasks.clone(),
         };
         secured.certify(&[])?;
-        let files = [ADMIN, CONSUMER].map(|subject| (subject, secured.token(subject)));
-        for (subject, file) in &files {
-            issuer.put_token(file, subject, LIFETIME)?;
-        }
+        tokens.renew()?;
         tasks.spawn("tokens", async move {
             loop {
                 sleep(RENEWED).await;
-                for (subject, file) in &files {
-                    if let Err(error) = issuer.put_token(file, subject, LIFETIME) {
-                        eprintln!("    a token is not renewed: {error:#}");
-                    }
+                if let Err(error) = tokens.renew() {
+                    eprintln!("    tokens are not renewed: {error:#}");
                 }
             }
         });
@@ -101,10 +131,14 @@ impl Secured {
     /// # Errors
     /// When no broker does it.
     pub async fn expire(&self, client: &Client) -> Result<()> {
-        // Claims have whole seconds: what the files get from the next one on is good.
+        // Claims have whole seconds: what the files get from the next one on is good. A client that
+        // found one from before would be refused for good.
         let now_ms = SystemClock.wall_ms();
         let next_ms = (now_ms / 1_000 + 1) * 1_000;
-        sleep(Duration::from_millis(next_ms - now_ms) + RENEWED).await;
+        while SystemClock.wall_ms() < next_ms {
+            sleep(Duration::from_millis(next_ms - now_ms)).await;
+        }
+        self.tokens.renew()?;
         for subject in [ADMIN, CONSUMER] {
             let principal = format!("jwt:{ALIAS}:{subject}");
             let security = client.security();
@@ -123,13 +157,9 @@ impl Secured {
         self.file("ca.pem")
     }
 
-    fn token(&self, subject: &str) -> PathBuf {
-        self.folder.join(format!("{subject}.jwt"))
-    }
-
     /// The token of the processes that consume.
     pub fn consumer_token(&self) -> PathBuf {
-        self.token(CONSUMER)
+        self.tokens.file(CONSUMER)
     }
 
     /// What a process of a role has in its settings besides others.
@@ -151,7 +181,7 @@ impl Secured {
             file("server.pem"),
             file("server.key"),
             file("ca.pem"),
-            self.settings_of_issuer,
+            self.tokens.issuer.settings(),
         )
     }
 
@@ -180,7 +210,7 @@ impl Secured {
     /// # Errors
     /// When its settings are refused.
     pub fn client(&self, urls: &[String]) -> Result<Client> {
-        self.client_with(urls, self.token(ADMIN))
+        self.client_with(urls, self.tokens.file(ADMIN))
     }
 
     /// Lets the processes that consume do so, and waits until every broker knows.
