@@ -2,9 +2,9 @@
 //! the parts of a budget (and nodes without a part, each a group), and turns between the nodes of
 //! a group.
 //!
-//! In its turn a group gains a quantum, or as many as its part weighs, and its requests are granted as far as there is room and
-//! what it has gained pays for them. A group whose requests do not fit gains nothing, and does not
-//! delay the others.
+//! In its turn a group gains a quantum, or as many as its part weighs, and its requests are granted
+//! as far as there is room and what it has gained pays for them. A group whose requests do not fit
+//! gains nothing, and does not delay the others.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
