@@ -168,13 +168,7 @@ impl Link {
     /// leaves behind is answered before the next begins.
     async fn run(self: Arc<Self>, shutdown: ShutdownToken) {
         loop {
-            let (stream, channel, failures) = {
-                let mut state = self.state.lock();
-                state.stream += 1;
-                state.last_id = 0;
-                state.told.clear();
-                (state.stream, state.channel.clone(), state.failures)
-            };
+            let (stream, channel, failures) = self.begin();
             let exchange = async {
                 if failures > 0 {
                     sleep(RETRY_MAX.min(RETRY_FIRST * (1 << failures.min(10)))).await;
@@ -201,6 +195,15 @@ impl Link {
                 return;
             }
         }
+    }
+
+    /// Begins the next stream, whose bookie knows nothing of the ones before.
+    fn begin(&self) -> (u64, Channel, u32) {
+        let mut state = self.state.lock();
+        state.stream += 1;
+        state.last_id = 0;
+        state.told.clear();
+        (state.stream, state.channel.clone(), state.failures)
     }
 
     /// Runs the stream; returns why it ended.
@@ -350,5 +353,60 @@ impl State {
     fn has_enough_in_flight(&self) -> bool {
         let enough = self.sent.len() >= SHARED_REQUESTS_MAX || self.sent_bytes >= SHARED_BYTES_MAX;
         enough && self.queue.flows() > 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aquifer_model::id::{CreationToken, LedgerId};
+    use tonic::transport::Endpoint;
+
+    use super::*;
+
+    /// The weights that go with this many requests of a tenant.
+    fn told(link: &Link, tenant: TenantKey, requests: usize) -> Vec<u32> {
+        let mut state = link.state.lock();
+        for _ in 0..requests {
+            let request = OrderedRequest {
+                ledger: LedgerId(1),
+                token: CreationToken([1; 16]),
+                tenant,
+                operation: OrderedOperation::Fence,
+            };
+            let waiting = Waiting {
+                request,
+                reply: Box::new(|_| ()),
+                bytes: 1,
+            };
+            state.queue.push(tenant, 1, waiting);
+        }
+        let frame = state.take_frame();
+        frame
+            .requests
+            .iter()
+            .map(|request| request.weight)
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn a_bookie_is_told_weights_that_it_does_not_know() {
+        let channel = Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
+        let config = BookieClientConfig::default();
+        let link = Link::new(BookieId([1; 16]), Bytes::new(), &config, channel);
+        let (heavy, other) = (TenantKey(7), TenantKey(8));
+        assert_eq!(told(&link, heavy, 1), [0], "nothing is known of it");
+        link.weigh(heavy, 3);
+        assert_eq!(told(&link, heavy, 2), [3, 0]);
+        assert_eq!(told(&link, other, 1), [0]);
+        link.weigh(heavy, 3);
+        assert_eq!(told(&link, heavy, 1), [0]);
+        link.weigh(heavy, 1);
+        assert_eq!(told(&link, heavy, 1), [1]);
+        link.begin();
+        assert_eq!(
+            told(&link, heavy, 2),
+            [1, 0],
+            "the bookie may be another process"
+        );
     }
 }
