@@ -166,8 +166,8 @@ impl Admin for Broker {
             ctx,
             "update_policies",
             Action::Manage,
-            // Nothing lifts a ceiling of its own.
-            match update.changes_ceilings() {
+            // Nothing lifts a ceiling of its own, or gives itself a larger share.
+            match update.is_for_above() {
                 true => above(&scope),
                 false => resource_of(&scope),
             },

@@ -413,12 +413,13 @@ pub struct PolicyUpdate {
 }
 
 impl PolicyUpdate {
-    /// Whether it sets or lifts a ceiling of its scope.
+    /// Whether it sets or lifts a ceiling of its scope, or changes its share of what others use
+    /// too: those who manage the level above decide about that.
     #[must_use]
-    pub fn changes_ceilings(&self) -> bool {
+    pub fn is_for_above(&self) -> bool {
         let is_named = |name: &&PolicyName| self.set.has(**name) || self.unset.contains(name);
         let mut named = PolicyName::ALL.iter().filter(is_named);
-        named.any(|name| name.is_ceiling())
+        named.any(|name| name.is_ceiling() || *name == PolicyName::Weight)
     }
 
     /// The policies with the change made.

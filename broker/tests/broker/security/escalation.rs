@@ -211,9 +211,9 @@ async fn a_former_secret_changes_nothing() {
     assert_eq!(kind(&broker.revoke_token(&present, id).await), None);
 }
 
-/// Ceilings are set by those who manage the level above.
+/// Ceilings, and shares of servers, are set by those who manage the level above.
 #[tokio::test]
-async fn a_tenant_does_not_lift_its_own_ceilings() {
+async fn a_tenant_does_not_lift_its_own_ceilings_or_take_a_larger_share() {
     let secured = Secured::start().await;
     secured.tenants().await;
     let broker = secured.broker();
@@ -234,10 +234,25 @@ async fn a_tenant_does_not_lift_its_own_ceilings() {
         unset: vec![PolicyName::MessageBytesMax],
         version: None,
     };
+    let heavier = || PolicyUpdate {
+        set: Policies {
+            weight: Some(100),
+            ..Policies::default()
+        },
+        unset: Vec::new(),
+        version: None,
+    };
     let admin = secured.admin();
-    let set = broker.update_policies(&admin, tenant.clone(), lower());
-    assert_eq!(kind(&set.await), None);
-    for update in [lower(), lift] {
+    for update in [lower(), heavier()] {
+        let set = broker.update_policies(&admin, tenant.clone(), update);
+        assert_eq!(kind(&set.await), None);
+    }
+    let lighter = PolicyUpdate {
+        set: Policies::default(),
+        unset: vec![PolicyName::Weight],
+        version: None,
+    };
+    for update in [lower(), lift, heavier(), lighter] {
         let refused = broker.update_policies(&manager, tenant.clone(), update);
         assert_eq!(kind(&refused.await), DENIED);
     }
