@@ -1,5 +1,7 @@
 //! The configuration of `aquifer offloader`.
 
+use std::path::PathBuf;
+
 use aquifer_runtime::telemetry::TelemetryConfig;
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +71,8 @@ impl OffloaderRoleConfig {
             self.http.listen = address;
         }
         self.cold.apply(args.cold_store.as_deref());
+        // It reads objects to check them, never twice. A broker beside it may have the directory.
+        self.cold.disk_cache_dir = PathBuf::new();
         if let Some(workers) = args.workers {
             self.cold.workers_max = workers;
         }
@@ -96,6 +100,10 @@ mod tests {
         assert_eq!(config.cold.workers_max, 5);
         assert_eq!(config.cold.place.store, "s3://b/p");
         assert_eq!(config.cluster.name, "c");
+        let mut of_broker = OffloaderRoleConfig::default();
+        of_broker.cold.disk_cache_dir = PathBuf::from("blocks");
+        of_broker.apply(&args(None));
+        assert_eq!(of_broker.cold.disk_cache_dir, PathBuf::new());
         let error = OffloaderRoleConfig::load(&args(None)).map(|_| ());
         let error = error.unwrap_err();
         assert!(error.to_string().contains("place of objects"), "{error}");
