@@ -1,6 +1,7 @@
 //! The offload of one ledger as a model: two processes that may crash or go on late, the reaper,
-//! the owner that drops copies and trims, a backup, a place that is not the right one for a while,
-//! and a build that knows nothing of objects. Every order of their steps is a path through it.
+//! which gives attempts up or takes their objects, the owner that drops copies and trims, a backup,
+//! a place that is not the right one for a while, and a build that knows nothing of objects. Every
+//! order of their steps is a path through it.
 //!
 //! What a step makes of the ledger's record is decided by `aquifer_ledger::offload` itself. What
 //! goes with it in the same transaction (`aquifer_ledger::objects`) is written down here again: a

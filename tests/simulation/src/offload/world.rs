@@ -64,6 +64,8 @@ pub enum Step {
     Commit(u8),
     /// It ends.
     Crash(u8),
+    /// The reaper finds the object of an attempt whole, and has the ledger name it.
+    Adopt(u8),
     /// The reaper gives an attempt up.
     GiveUp(u8),
     /// The reaper deletes an object.
@@ -222,7 +224,12 @@ impl World {
         }
         for attempt in 0..self.begun {
             match self.known(attempt) {
-                Known::InFlight => steps.push(Step::GiveUp(attempt)),
+                Known::InFlight => {
+                    steps.push(Step::GiveUp(attempt));
+                    if self.object(attempt) == Object::Good && !self.is_elsewhere {
+                        steps.push(Step::Adopt(attempt));
+                    }
+                }
                 Known::MayAppear | Known::Dying if self.may_delete(attempt, defect) => {
                     steps.push(Step::Delete(attempt));
                 }
@@ -296,6 +303,7 @@ impl World {
                 world.workers[usize::from(worker)] = Work::Idle;
                 world.has_crashed = true;
             }
+            Step::Adopt(attempt) => world.store(attempt),
             Step::GiveUp(attempt) => world.give_up(attempt),
             Step::Delete(attempt) => world.delete(attempt, defect),
             Step::Drop => world.drop_copies(),
@@ -372,10 +380,21 @@ impl World {
         let is_blind = defect == Some(OffloadDefect::CommitsWithoutComparing);
         if is_blind && self.record.is_some() {
             self.record = Some(Pointer::Stored(attempt, Place::Kept));
-        } else if !self.advance(attempt, &OffloadStep::Store(object(attempt))) {
-            self.give_up(attempt);
-            return;
+            self.forget_in_flight(attempt);
+        } else {
+            self.store(attempt);
         }
+    }
+
+    /// The ledger names the object of an attempt, or that is given up.
+    fn store(&mut self, attempt: u8) {
+        match self.advance(attempt, &OffloadStep::Store(object(attempt))) {
+            true => self.forget_in_flight(attempt),
+            false => self.give_up(attempt),
+        }
+    }
+
+    fn forget_in_flight(&mut self, attempt: u8) {
         if self.known(attempt) == Known::InFlight {
             self.known[usize::from(attempt)] = Known::Nothing;
         }
