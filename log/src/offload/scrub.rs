@@ -18,7 +18,7 @@ use aquifer_cold::paced::{Pace, Paced};
 use aquifer_cold::store::ColdStore;
 use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
 use aquifer_ledger::objects::replacing;
-use aquifer_ledger::offload::{Offload, StoredObject};
+use aquifer_ledger::offload::{Copies, Offload, StoredObject};
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::scan::Pages;
 use aquifer_metadata::store::MetadataStore;
@@ -333,9 +333,11 @@ async fn act(
         }
         return Ok(());
     };
-    // Before anything else: the owner of the topic may be about to drop the copies.
-    let is_still_in_it =
-        !is_kept || replacing::mark(&*ctx.ledgers.store, ledger, subject.attempt, true).await?;
+    // Before anything else: the owner of the topic may be about to drop the copies, those too that
+    // a re-import has brought back.
+    let copies = subject.info.offload.as_ref().and_then(Offload::copies);
+    let is_still_in_it = !copies.is_some_and(Copies::serve)
+        || replacing::mark(&*ctx.ledgers.store, ledger, subject.attempt, true).await?;
     if !is_still_in_it {
         return Ok(());
     }

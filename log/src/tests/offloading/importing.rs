@@ -4,6 +4,7 @@ use aquifer_ledger::offload::Copies;
 use aquifer_ledger::testing::{Blow, Fuse};
 
 use super::*;
+use crate::tests::offloading::scrubbing::{flip, scrub_all};
 
 /// Asks until everything is back, or a run failed.
 async fn import(owner: &Owner) -> Offloading {
@@ -249,4 +250,28 @@ async fn a_damaged_object_is_not_re_imported() {
     assert_eq!(count_local(&owner), 0);
     sweep_intents(&owner.ctx.ledgers).await.unwrap();
     assert_eq!(world.world.store.keys("l/").len(), 1);
+}
+
+/// They may be all that is left of the ledger: they stay until the object is whole again (I10).
+#[tokio::test(start_paused = true)]
+async fn re_imported_copies_stay_while_their_object_is_damaged() {
+    let world = World::new();
+    let owner = world.offloaded(10).await;
+    import_all(&owner).await;
+    let name = world.cold.names().remove(0);
+    flip(&world.cold, &name);
+    assert_eq!(scrub_all(&owner.ctx).await.unwrap().damaged, 1);
+    world.pass(LAG);
+    owner.log.care_for_offload(owner.log.end(), Index(0));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!((count_local(&owner), world.copies()), (1, 1));
+    assert_eq!(bodies(&owner.read_all().await), large_bodies(0..10));
+    // Brought back by a person.
+    flip(&world.cold, &name);
+    assert_eq!(scrub_all(&owner.ctx).await.unwrap().damaged, 0);
+    // The ledger rests after it was refused.
+    world.pass(Duration::from_secs(600));
+    drop_copies(&owner, owner.log.end(), 0).await;
+    assert_eq!(world.copies(), 0);
+    assert_eq!(bodies(&owner.read_all().await), large_bodies(0..10));
 }

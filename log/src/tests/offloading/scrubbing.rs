@@ -12,7 +12,7 @@ type Harm = fn(&MemoryColdStore, &str);
 const PASS: Duration = Duration::from_secs(3600);
 
 /// One whole pass of a process.
-async fn scrub_all(ctx: &LogContext) -> Result<Scrubbed, LogError> {
+pub(super) async fn scrub_all(ctx: &LogContext) -> Result<Scrubbed, LogError> {
     let tier = ctx.cold.as_ref().unwrap();
     let between = 5_000_000..5_000_000 + clock::millis(PASS);
     scrub(ctx, tier, (PASS, between), |_| true).await
@@ -57,7 +57,7 @@ impl World {
     }
 }
 
-fn flip(cold: &MemoryColdStore, name: &str) {
+pub(super) fn flip(cold: &MemoryColdStore, name: &str) {
     cold.change(name, |bytes| bytes[5_000] ^= 1);
 }
 
