@@ -42,8 +42,9 @@ const QUEUE_BYTES: usize = 16 << 20;
 const READ_MAX: Duration = Duration::from_secs(1);
 /// For how long nothing is written after a write has failed.
 const QUIET: Duration = Duration::from_secs(60);
-/// What the names of segments begin with.
-const PREFIX: &str = "segment-";
+/// What the names of segments begin with. No other file of a server has such a name: one of these
+/// would be removed where a directory was given twice.
+const PREFIX: &str = "object-blocks-";
 
 /// An object's attempt, and the number of a block in it.
 pub type BlockKey = (AttemptId, usize);
@@ -156,8 +157,7 @@ impl DiskCache {
         disk.create_dir_all(directory)?;
         let lock = disk.lock_exclusive(&directory.join("lock"))?;
         for path in disk.list(directory)? {
-            let name = path.file_name().and_then(|name| name.to_str());
-            if name.is_some_and(|name| name.starts_with(PREFIX)) {
+            if is_segment(&path) {
                 disk.remove(&path)?;
             }
         }
@@ -388,6 +388,13 @@ impl DiskCache {
     }
 }
 
+/// Whether a file is a segment, by its name.
+fn is_segment(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let number = name.and_then(|name| name.strip_prefix(PREFIX));
+    number.is_some_and(|number| number.parse::<u64>().is_ok())
+}
+
 fn read_one(place: Option<(Arc<dyn DiskFile>, Place)>) -> Option<Bytes> {
     let (file, place) = place?;
     let mut bytes = vec![0; place.len];
@@ -471,11 +478,18 @@ mod tests {
             tokio::task::yield_now().await;
         }
         drop(earlier);
-        let other = directory().join("notes");
-        disk.write_atomic(&other, b"mine").unwrap();
+        assert_eq!(disk.list(directory()).unwrap().len(), 2, "it and its lock");
+        // The second is one of a bookie, whose directory was given by mistake.
+        let others = ["notes", "segment-00000001.aqj"].map(|name| directory().join(name));
+        for other in &others {
+            disk.write_atomic(other, b"mine").unwrap();
+        }
         let cache = open(&disk);
         assert!(!has(&cache, 0).await);
-        assert_eq!(disk.read(&other).unwrap(), b"mine");
+        assert_eq!(disk.list(directory()).unwrap().len(), 3);
+        for other in &others {
+            assert_eq!(disk.read(other).unwrap(), b"mine");
+        }
         let second = DiskCache::open(
             disk.shared(),
             directory(),

@@ -434,7 +434,7 @@ async fn blocks_are_read_from_the_local_disk_and_never_damaged() {
     );
 
     let files = disk.list(directory).unwrap();
-    let is_segment = |path: &&PathBuf| path.to_string_lossy().contains("segment");
+    let is_segment = |path: &&PathBuf| path.to_string_lossy().contains("object-blocks");
     let segment = files.iter().find(is_segment).unwrap();
     disk.flip_bit(segment, 100, 3).unwrap();
     assert_eq!(read().await.unwrap(), wanted);
