@@ -12,7 +12,8 @@
 //! - A block is given out as it was read: the caller checks its checksum, and has what is damaged
 //!   forgotten ([`DiskCache::forget`]).
 //! - No reader waits for a write, and none for long for a read: a disk that is slow, full or broken
-//!   is passed by.
+//!   is passed by. However long it does not answer, it holds few threads.
+//! - Few files are open, however large the cache is.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
@@ -27,20 +28,26 @@ use aquifer_runtime::clock::{self, SharedClock};
 use aquifer_runtime::disk::{DiskFile, DiskLock, OpenOptions, SharedDisk};
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 /// A cache has at least this many bytes.
 pub const DISK_CACHE_BYTES_MIN: u64 = 64 << 20;
 /// Segments of a small cache; those of a larger one have the largest size.
 const SEGMENTS: u64 = 16;
-/// Bytes of a segment, at most.
+/// Bytes of a segment, at most, unless there would be too many.
 const SEGMENT_BYTES_MAX: u64 = 256 << 20;
+/// Segments of a cache, at most: the file of each is open.
+const SEGMENTS_MAX: u64 = 256;
 /// Blocks of a cache, at most. Each takes some 120 bytes of memory.
 const BLOCKS_MAX: usize = 400_000;
 /// Bytes that wait to be written.
 const QUEUE_BYTES: usize = 16 << 20;
 /// How long a read may take; the object is asked then.
 const READ_MAX: Duration = Duration::from_secs(1);
-/// For how long nothing is written after a write has failed.
+/// Reads at once. One that a disk does not answer keeps its thread, and others need threads too.
+const READS_AT_ONCE: usize = 16;
+/// For how long nothing is written after a write has failed, and the disk is not asked at all after
+/// a read has taken too long.
 const QUIET: Duration = Duration::from_secs(60);
 /// What the names of segments begin with. No other file of a server has such a name: one of these
 /// would be removed where a directory was given twice.
@@ -73,6 +80,7 @@ pub struct DiskCache {
     segments_max: usize,
     state: Mutex<State>,
     waiting: ByteBudget,
+    readers: Arc<Semaphore>,
     hits: AtomicU64,
     misses: AtomicU64,
     damaged: AtomicU64,
@@ -86,6 +94,9 @@ struct Place {
     offset: u64,
     len: usize,
 }
+
+/// Where a block is, and the file.
+type Found = (Arc<dyn DiskFile>, Place);
 
 struct Segment {
     file: Arc<dyn DiskFile>,
@@ -107,6 +118,8 @@ struct State {
     /// A thread writes what is queued.
     is_writing: bool,
     quiet_until: Duration,
+    /// Nothing is read before: the disk does not answer.
+    hangs_until: Duration,
     bytes: u64,
 }
 
@@ -121,7 +134,7 @@ impl State {
     }
 
     /// Where a block is, which counts as a use.
-    fn find(&mut self, key: &BlockKey) -> Option<(Arc<dyn DiskFile>, Place)> {
+    fn find(&mut self, key: &BlockKey) -> Option<Found> {
         let place = *self.places.get(key)?;
         let file = Arc::clone(&self.segments.get(&place.segment)?.file);
         self.touch(place.segment);
@@ -163,6 +176,7 @@ impl DiskCache {
         }
         let bytes_max = bytes_max.max(DISK_CACHE_BYTES_MIN);
         let segment_bytes = (bytes_max / SEGMENTS).min(SEGMENT_BYTES_MAX);
+        let segment_bytes = segment_bytes.max(bytes_max.div_ceil(SEGMENTS_MAX));
         let segments_max = usize::try_from(bytes_max / segment_bytes).unwrap_or(usize::MAX);
         Ok(Arc::new(DiskCache {
             disk,
@@ -172,6 +186,7 @@ impl DiskCache {
             segments_max,
             state: Mutex::default(),
             waiting: ByteBudget::new(QUEUE_BYTES),
+            readers: Arc::new(Semaphore::new(READS_AT_ONCE)),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             damaged: AtomicU64::new(0),
@@ -197,24 +212,30 @@ impl DiskCache {
 
     /// Reads blocks, each as it is on the disk; `None` for one that is not there, or not in time.
     pub async fn read(self: &Arc<Self>, keys: &[BlockKey]) -> Vec<Option<Bytes>> {
-        let places: Vec<_> = {
+        let now = self.clock.monotonic();
+        let places: Vec<Option<Found>> = {
             let mut state = self.state.lock();
-            keys.iter().map(|key| state.find(key)).collect()
+            let is_asked = now >= state.hangs_until;
+            let find = |key| state.find(key).filter(|_| is_asked);
+            keys.iter().map(find).collect()
         };
         let is_there: Vec<bool> = places.iter().map(Option::is_some).collect();
         let mut found = vec![None; keys.len()];
         if is_there.contains(&true) {
-            let read = move || places.into_iter().map(read_one).collect::<Vec<_>>();
-            let read = tokio::task::spawn_blocking(read);
-            if let Ok(Ok(read)) = clock::timeout(READ_MAX, read).await {
-                found = read;
-                let mut state = self.state.lock();
-                for ((key, is_there), found) in keys.iter().zip(is_there).zip(&found) {
-                    // What cannot be read now may be written again.
-                    if is_there && found.is_none() {
-                        state.forget(key);
+            match clock::timeout(READ_MAX, self.read_places(places)).await {
+                Ok(Some(read)) => {
+                    found = read;
+                    let mut state = self.state.lock();
+                    for ((key, is_there), found) in keys.iter().zip(is_there).zip(&found) {
+                        // What cannot be read now may be written again.
+                        if is_there && found.is_none() {
+                            state.forget(key);
+                        }
                     }
                 }
+                // The thread has panicked, or the process ends.
+                Ok(None) => {}
+                Err(_) => self.pass_by(),
             }
         }
         let hits = found.iter().flatten().count();
@@ -222,6 +243,32 @@ impl DiskCache {
         let misses = found.len() - hits;
         self.misses.fetch_add(misses as u64, Ordering::Relaxed);
         found
+    }
+
+    /// Reads blocks on a thread beside the others, when it is their turn.
+    async fn read_places(&self, places: Vec<Option<Found>>) -> Option<Vec<Option<Bytes>>> {
+        // Never closed.
+        let turn = Arc::clone(&self.readers).acquire_owned().await.ok();
+        let read = move || {
+            let _turn = turn;
+            places.into_iter().map(read_one).collect()
+        };
+        tokio::task::spawn_blocking(read).await.ok()
+    }
+
+    /// The disk does not answer in time: it is not asked for a while.
+    fn pass_by(&self) {
+        let now = self.clock.monotonic();
+        let until = now.saturating_add(QUIET);
+        let mut state = self.state.lock();
+        let was_asked = now >= state.hangs_until;
+        state.hangs_until = until;
+        state.quiet_until = state.quiet_until.max(until);
+        drop(state);
+        if was_asked {
+            let directory = self.directory.display();
+            tracing::warn!(%directory, "the disk cache of objects does not answer in time, and is not asked for a while");
+        }
     }
 
     /// A block that was read is not what it should be: it is fetched, and written again.
@@ -395,7 +442,7 @@ fn is_segment(path: &Path) -> bool {
     number.is_some_and(|number| number.parse::<u64>().is_ok())
 }
 
-fn read_one(place: Option<(Arc<dyn DiskFile>, Place)>) -> Option<Bytes> {
+fn read_one(place: Option<Found>) -> Option<Bytes> {
     let (file, place) = place?;
     let mut bytes = vec![0; place.len];
     file.read_exact_at(place.offset, &mut bytes).ok()?;
@@ -404,10 +451,41 @@ fn read_one(place: Option<(Arc<dyn DiskFile>, Place)>) -> Option<Bytes> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::sync::mpsc;
+
     use aquifer_runtime::clock::{ManualClock, SystemClock};
     use aquifer_runtime::disk::{Disk, FaultKind, SimDisk};
+    use futures::FutureExt;
+    use futures::future::join_all;
 
     use super::*;
+
+    /// A file whose reads hang until the other end is gone.
+    #[derive(Debug)]
+    struct Hangs(Mutex<mpsc::Receiver<()>>);
+
+    impl DiskFile for Hangs {
+        fn read_at(&self, _: u64, _: &mut [u8]) -> io::Result<usize> {
+            let _ = self.0.lock().recv();
+            Err(io::ErrorKind::TimedOut.into())
+        }
+        fn write_all_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
+            Ok(())
+        }
+        fn sync_data(&self) -> io::Result<()> {
+            Ok(())
+        }
+        fn set_len(&self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn len(&self) -> io::Result<u64> {
+            Ok(0)
+        }
+        fn is_direct(&self) -> bool {
+            false
+        }
+    }
 
     const ATTEMPT: AttemptId = AttemptId([7; 16]);
     /// Four of them fill a segment of the smallest cache.
@@ -521,5 +599,48 @@ mod tests {
         cache.forget(&(ATTEMPT, 2));
         assert!(!has(&cache, 2).await);
         assert_eq!(cache.figures().damaged, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_does_not_answer_holds_few_threads_and_is_passed_by() {
+        let disk = SimDisk::new();
+        let clock = ManualClock::new(1);
+        let shared = Arc::clone(&clock) as SharedClock;
+        let cache = DiskCache::open(disk.shared(), directory(), DISK_CACHE_BYTES_MIN, shared);
+        let cache = cache.unwrap();
+        fill(&cache, 0..1).await;
+        let swap = |file: Arc<dyn DiskFile>| {
+            let mut state = cache.state.lock();
+            let segment = state.segments.values_mut().next().unwrap();
+            std::mem::replace(&mut segment.file, file)
+        };
+        let (answers, hung) = mpsc::sync_channel(0);
+        let file = swap(Arc::new(Hangs(Mutex::new(hung))));
+        let reads = join_all((0..3 * READS_AT_ONCE).map(|_| has(&cache, 0)));
+        let mut reads = pin!(reads);
+        let found = loop {
+            if let Some(found) = reads.as_mut().now_or_never() {
+                break found;
+            }
+            tokio::time::advance(READ_MAX).await;
+        };
+        assert!(found.iter().all(|found| !found));
+        let asked = has(&cache, 0).now_or_never();
+        assert_eq!(asked, Some(false), "the next waits for nothing");
+        drop(answers);
+        while cache.readers.available_permits() < READS_AT_ONCE {
+            tokio::task::yield_now().await;
+        }
+        drop(swap(file));
+        clock.advance(QUIET);
+        assert!(has(&cache, 0).await);
+    }
+
+    #[test]
+    fn a_large_cache_has_few_files() {
+        let (disk, clock) = (SimDisk::new(), SystemClock::shared());
+        let cache = DiskCache::open(disk.shared(), directory(), (64 << 40) + 7, clock);
+        let cache = cache.unwrap();
+        assert!(cache.segments_max as u64 <= SEGMENTS_MAX);
     }
 }
