@@ -25,6 +25,7 @@ use crate::offload::tier::ColdTier;
 use crate::offload::upload::of_store;
 
 pub use self::capture::CapturedLedgers;
+pub use self::copy::CopiedEntries;
 pub use self::source::{BackedUpTopic, read_topic};
 
 /// Files that are read for one request: each has thousands of tokens and grants.

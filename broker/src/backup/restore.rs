@@ -1,18 +1,21 @@
 //! Brings topics of a backup back: records of ledgers that name the objects of the backup, the
 //! subscriptions, and last the record by which the topic is seen.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_log::backup::{self, BackedUpTopic};
+use aquifer_log::backup::{self, BackedUpTopic, CopiedEntries};
 use aquifer_log::error::LogError;
 use aquifer_log::{LogOptions, RestoringTopic, TopicRecordCell};
 use aquifer_metadata::store::Guard;
 use aquifer_model::backup::{BackupTotals, RestoreOutcome, RestoreTopic, Restored};
-use aquifer_model::id::Index;
+use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::topic::TopicName;
+use aquifer_proto::v1;
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use bytes::Bytes;
+use prost::Message;
 
 use crate::backup::refused;
 use crate::broker::Broker;
@@ -96,25 +99,24 @@ impl Broker {
         }
         let options = self.options(topic, owned).await?;
         self.check_kept(wanted, source.has_own).await?;
-        if wanted.is_renamed() {
-            // A partitioned topic stores nothing itself.
-            let is_copied = source.ledgers.is_empty()
-                || restoring
-                    .copy(ctx, options, &source.ledgers, COPY_MAX)
-                    .await?;
-            if !is_copied {
+        let mut cursors = source.cursors;
+        // A partitioned topic stores nothing itself.
+        if wanted.is_renamed() && !source.ledgers.is_empty() {
+            let ledgers = &source.ledgers;
+            if !restoring.copy(ctx, options, ledgers, COPY_MAX).await? {
                 return Ok(RestoreOutcome::Copying);
             }
-        } else {
+            let copied = restoring.copied_entries(ledgers).await?;
+            let records = cursors.iter().map(|record| relocated(record, &copied));
+            cursors = records.collect::<Result<_, _>>()?;
+        } else if !wanted.is_renamed() {
             backup::reserve_up_to(ctx, wanted.last_ledger).await?;
             let put = restoring.put_ledgers(&source.ledgers).await;
             put.map_err(refused)?;
             // What it kept may have been deleted if it was forgotten in between.
             self.check_kept(wanted, source.has_own).await?;
         }
-        restoring
-            .write_cursors(ctx, options, &source.cursors)
-            .await?;
+        restoring.write_cursors(ctx, options, &cursors).await?;
         match restoring.finish().await {
             // It was created a moment ago: what was brought back goes again.
             Err(LogError::AlreadyExists) => begin().await.map(|_| RestoreOutcome::Exists),
@@ -177,12 +179,33 @@ fn in_the_way(wanted: &RestoreTopic) -> ApiError {
         .outcome(Outcome::NotApplied)
 }
 
+fn damaged(what: impl Display) -> BrokerError {
+    BrokerError::Log(LogError::Damaged(format!("the backup: {what}")))
+}
+
+/// A record of a snapshot as a copy has it: what producers have stored is in the ledgers of the
+/// copy, and what was not copied is no more remembered than what is older.
+fn relocated(record: &Bytes, copied: &CopiedEntries) -> Result<Bytes, BrokerError> {
+    let mut record = v1::CursorLogRecord::decode(record.clone()).map_err(damaged)?;
+    if let Some(v1::cursor_log_record::Record::Snapshot(snapshot)) = &mut record.record {
+        for producer in &mut snapshot.producers {
+            producer.window.retain_mut(|stored| {
+                let place = copied.place(LedgerId(stored.ledger_id), EntryId(stored.entry_id));
+                if let Some((ledger, entry)) = place {
+                    (stored.ledger_id, stored.entry_id) = (ledger.0, entry.0);
+                }
+                place.is_some()
+            });
+        }
+    }
+    Ok(record.encode_to_vec().into())
+}
+
 /// What the subscriptions of a backup add up to: checked before anything of it is written.
 fn cursors_of(source: &BackedUpTopic) -> Result<CursorLogState, BrokerError> {
-    let damaged = |what: String| BrokerError::Log(LogError::Damaged(format!("the backup: {what}")));
     let records = source.cursors.iter().enumerate();
     let records = records.map(|(at, record)| (Index(at as u64), record));
-    let state = cursor_log::replay(records).map_err(|error| damaged(error.to_string()))?;
+    let state = cursor_log::replay(records).map_err(damaged)?;
     let end = source.totals.end;
     for (name, subscription) in &state.subscriptions {
         if subscription.cursor.mark_delete() > end {
@@ -190,7 +213,7 @@ fn cursors_of(source: &BackedUpTopic) -> Result<CursorLogState, BrokerError> {
         }
     }
     match state.dedup_index > end {
-        true => Err(damaged("its producers are behind its end".to_owned())),
+        true => Err(damaged("its producers are behind its end")),
         false => Ok(state),
     }
 }

@@ -14,7 +14,7 @@ use aquifer_protocol_api::admin::{Admin, Deletion};
 use aquifer_protocol_api::backup::Backups;
 use aquifer_protocol_api::error::ErrorKind;
 
-use crate::support::{Harness, config, ctx, default_namespace, kind, name, open, until};
+use crate::support::{Harness, batch, config, ctx, default_namespace, kind, name, open, until};
 
 const URL: &str = "mem://1";
 
@@ -212,4 +212,33 @@ async fn a_topic_comes_back_under_another_name_beside_the_one_that_runs() {
         assert_eq!(found[..expected], before, "{topic}");
         assert_eq!(found[expected], "later", "{topic}");
     }
+}
+
+/// What producers have stored is in the ledgers of the copy.
+#[tokio::test]
+async fn a_duplicate_in_a_copy_gets_its_position_there_i8() {
+    let cold = MemoryColdStore::default();
+    let harness = filled(&cold).await;
+    let saved = save(&harness, "orders").await;
+    let renamed = RestoreTopic {
+        as_topic: Some(name("copy")),
+        ..wanted(&saved, "orders")
+    };
+    let restored = harness.broker.restore_topic(&ctx(), renamed).await;
+    assert_eq!(restored.unwrap().outcome, RestoreOutcome::Restored);
+    let ledgers = harness.stats("copy").await.ledgers;
+    let mut producer = harness.producer("copy", "p").await;
+    for number in 0..4 {
+        let again = batch("p", number, &[&format!("m{number}")]);
+        producer.send_batch(again).await.unwrap();
+        let repeated = producer.receipt().await.unwrap();
+        assert!(repeated.duplicate, "{number}");
+        let stored = repeated.stored.unwrap();
+        let ledger = ledgers.iter().find(|stats| stats.ledger == stored.ledger);
+        // Each entry has one message.
+        let first = ledger.unwrap().first_index.0;
+        assert_eq!(stored.base_index.0, number);
+        assert_eq!(stored.entry.0, number - first);
+    }
+    assert_eq!(harness.stats("copy").await.end_index.0, 4);
 }

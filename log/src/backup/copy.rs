@@ -9,13 +9,15 @@
 //! - How far it has come is told by the end of the log itself, so that any process goes on there
 //!   (H10).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_ledger::ledger_metadata::LedgerInfo;
 use aquifer_ledger::reader::Wanted;
-use aquifer_model::id::{EntryId, Index};
+use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::storage::StoredEntry;
+use aquifer_proto::v1;
 use aquifer_runtime::clock;
 use tokio::sync::mpsc;
 
@@ -63,6 +65,65 @@ impl RestoringTopic {
         let closed = log.close().await;
         let is_done = copied?;
         closed.map(|()| is_done)
+    }
+
+    /// Where the entries of these ledgers are, once all of them are copied.
+    ///
+    /// # Errors
+    /// When metadata cannot be read.
+    pub async fn copied_entries(
+        &self,
+        ledgers: &[RestoredLedger],
+    ) -> Result<CopiedEntries, LogError> {
+        let (_, copies) = self.cell().all_segments().await?;
+        let from = numbered(ledgers.iter().map(|ledger| &ledger.segment));
+        let by_ledger = from.map(|(first, segment)| (segment.ledger_id, (first, segment.entries)));
+        let to = numbered(copies.iter());
+        Ok(CopiedEntries {
+            from: by_ledger.collect(),
+            to: to
+                .map(|(first, segment)| (first, (segment.ledger_id, segment.entries)))
+                .collect(),
+        })
+    }
+}
+
+/// Segments that hold anything, oldest first, each with the number of entries before it.
+fn numbered<'a>(
+    segments: impl Iterator<Item = &'a v1::SegmentRecord>,
+) -> impl Iterator<Item = (u64, &'a v1::SegmentRecord)> {
+    let number = |next: &mut u64, segment: &'a v1::SegmentRecord| {
+        let first = *next;
+        *next = next.saturating_add(segment.entries);
+        Some((first, segment))
+    };
+    segments
+        .filter(|segment| segment.entries > 0)
+        .scan(0, number)
+}
+
+/// Where the entries of a topic of a backup are in its copy, which has the same ones in the same
+/// order.
+#[derive(Debug)]
+pub struct CopiedEntries {
+    /// By ledger of the backup: how many entries are before it, and in it.
+    from: BTreeMap<u64, (u64, u64)>,
+    /// By how many entries are before it: a ledger of the copy, and how many are in it.
+    to: BTreeMap<u64, (u64, u64)>,
+}
+
+impl CopiedEntries {
+    /// Where an entry is; `None` when it was not copied.
+    #[must_use]
+    pub fn place(&self, ledger: LedgerId, entry: EntryId) -> Option<(LedgerId, EntryId)> {
+        let (before, entries) = self.from.get(&ledger.0)?;
+        if entry.0 >= *entries {
+            return None;
+        }
+        let number = before.checked_add(entry.0)?;
+        let (first, (copy, entries)) = self.to.range(..=number).next_back()?;
+        let entry = number - first;
+        (entry < *entries).then_some((LedgerId(*copy), EntryId(entry)))
     }
 }
 
