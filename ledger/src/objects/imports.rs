@@ -111,7 +111,8 @@ pub async fn end(
 /// the record does not name them.
 ///
 /// # Errors
-/// When metadata cannot be read or changed.
+/// [`LedgerError::Offload`] when they are complete, and the object is damaged; when metadata cannot
+/// be read or changed.
 pub async fn forget(
     store: &dyn MetadataStore,
     ledger: LedgerId,
@@ -161,7 +162,7 @@ pub(crate) async fn deletion_of(
 mod tests {
     use super::*;
     use crate::offload::tests::{closed, object, store_with};
-    use crate::offload::{Copies, Offload, OffloadStep};
+    use crate::offload::{self, Copies, Offload, OffloadStep};
 
     const A: AttemptId = AttemptId([1; 16]);
     const B: AttemptId = AttemptId([2; 16]);
@@ -240,6 +241,22 @@ mod tests {
         begin(&store, id, A, copy(OTHER)).await.unwrap();
         assert!(is_refused(&end(&store, id, A, (COPY, 1)).await));
         assert_eq!(copies(&store).await, Copies::Coming { into: OTHER });
+    }
+
+    #[tokio::test]
+    async fn complete_copies_stay_beside_a_damaged_object() {
+        let (store, id) = (store_with(&gone()).await, gone().id);
+        begin(&store, id, A, copy(COPY)).await.unwrap();
+        end(&store, id, A, (COPY, 77)).await.unwrap();
+        let mark = async |is_damaged| {
+            let step = OffloadStep::Mark { is_damaged };
+            offload::advance(&store, id, A, &step, &[], &[]).await
+        };
+        mark(true).await.unwrap();
+        assert!(is_refused(&forget(&store, id, A, COPY).await));
+        assert_eq!(copies(&store).await.other_ledger(), Some(COPY));
+        mark(false).await.unwrap();
+        assert!(forget(&store, id, A, COPY).await.unwrap());
     }
 
     #[tokio::test]

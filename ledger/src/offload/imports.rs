@@ -10,7 +10,7 @@
 //!
 //! Invariants:
 //! - The object stays the copy that counts (I10): nothing of it changes, and without C the ledger
-//!   is what it was.
+//!   is what it was. While it is marked as damaged, a C that is complete stays.
 //! - C is named here before its first entry is written, and until the intent to delete it is.
 //! - Every transition compares attempt and C: what a re-import that was given up does later changes
 //!   nothing (H22).
@@ -87,6 +87,12 @@ impl LedgerInfo {
             }
             (ImportStep::End { into, .. }, Copies::Imported { into: now, .. }) if into == now => {
                 return Ok(None);
+            }
+            // They may be all that is left of the ledger.
+            (ImportStep::Forget { from }, Copies::Imported { into, .. })
+                if into == from && object.is_damaged =>
+            {
+                return Err(refused());
             }
             (ImportStep::Forget { from }, copies) => match copies.other_ledger() {
                 Some(now) if now == from => Copies::Gone,
