@@ -506,7 +506,7 @@ mod tests {
     }
 
     /// Waits until what was offered is written, or given up.
-    async fn settled(cache: &DiskCache) {
+    async fn all_written(cache: &DiskCache) {
         while cache.state.lock().is_writing {
             tokio::task::yield_now().await;
         }
@@ -515,7 +515,7 @@ mod tests {
     async fn fill(cache: &Arc<DiskCache>, numbers: std::ops::Range<usize>) {
         for number in numbers {
             cache.offer((ATTEMPT, number), &block(number));
-            settled(cache).await;
+            all_written(cache).await;
         }
     }
 
