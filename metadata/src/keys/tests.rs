@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::store::{Expect, Guard};
+use crate::store::{Expect, Guard, Operation, Transaction};
 
 fn ns(text: &str) -> NamespaceName {
     text.parse().unwrap()
