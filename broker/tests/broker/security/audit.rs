@@ -2,7 +2,7 @@
 //! what happens all the time.
 
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use aquifer_model::policy::PolicyScope;
 use aquifer_protocol_api::access::Action;
@@ -70,6 +70,14 @@ impl Subscriber for Collector {
 
 impl Lines {
     fn collect() -> Lines {
+        // While there is one subscriber alone, a line that another thread is the first to write
+        // asks that thread's subscriber whether it is wanted at all, for every thread.
+        static WANTED: Once = Once::new();
+        WANTED.call_once(|| {
+            let others = Collector(Arc::default());
+            // A test binary with a subscriber of its own for all threads needs none.
+            drop(tracing::subscriber::set_global_default(others));
+        });
         let lines = Arc::new(Mutex::new(Vec::new()));
         Lines {
             _default: tracing::subscriber::set_default(Collector(Arc::clone(&lines))),

@@ -13,6 +13,7 @@ use aquifer_protocol_api::access::Action;
 use aquifer_protocol_api::admin::{Admin, Removal};
 use aquifer_protocol_api::backup::Backups;
 use aquifer_protocol_api::context::RequestContext;
+use aquifer_protocol_api::error::ErrorKind;
 use aquifer_protocol_api::security::{AddGrant, Given, Revoke, RoleName, Security};
 use aquifer_runtime::clock::Clock as _;
 use async_trait::async_trait;
@@ -21,7 +22,7 @@ use parking_lot::Mutex;
 
 use crate::security::revocations::{token, trusting};
 use crate::security::{Secured, auth_config, authenticate, grant, over, page};
-use crate::support::{Harness, until};
+use crate::support::{Harness, kind, until};
 
 const EVERYTHING: Removal = Removal {
     force: true,
@@ -59,8 +60,15 @@ impl Between {
         let (broker, admin) = (Arc::clone(secured.broker()), secured.admin());
         *self.then.lock() = Some(Box::pin(async move {
             let acme = || "acme".to_owned();
-            let deleted = broker.delete_tenant(&admin, acme(), EVERYTHING).await;
-            deleted.unwrap();
+            loop {
+                let deleted = broker.delete_tenant(&admin, acme(), EVERYTHING).await;
+                // The broker that has just started may take topics over meanwhile.
+                if kind(&deleted) != Some(ErrorKind::Unavailable) {
+                    deleted.unwrap();
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
             broker.create_tenant(&admin, acme()).await.unwrap();
         }));
     }
