@@ -6,8 +6,10 @@ use std::process::Command;
 use anyhow::{Result, ensure};
 use aquifer_harness::server::binary;
 
-/// What fits into a minute together with the start and the audit.
-const FAULTS: &str = "KillBookie,KillBroker,MoveBundles,PauseBookie,PowerLossOfAll,Partial,KillEtcdLeader,DrainBroker,CutConsumer,KillConsumer,RotateCertificates,ExpireTokens";
+/// What fits into a minute together with the start and the audit, also on a busy machine: each kind
+/// comes once before any comes again, and a run without a change of an ensemble counts for nothing.
+const FAULTS: &str =
+    "KillBookie,KillBroker,PowerLossOfAll,DrainBroker,CutConsumer,RotateCertificates,ExpireTokens";
 
 #[test]
 fn nothing_acknowledged_is_lost_in_a_short_run() -> Result<()> {
