@@ -145,6 +145,9 @@ async fn schemathesis_finds_no_server_error_and_no_answer_beyond_the_document() 
             ])
             // What is not built says so with 501.
             .args(["--exclude-operation-id", "GrowTopic"])
+            // It takes ids from earlier answers: that of its own token is among them.
+            .args(["--exclude-operation-id", "RevokeToken"])
+            .args(["--exclude-operation-id", "RotateToken"])
             .args(["--checks", CHECKS])
             .arg(format!(
                 "http://{}/api/v1/openapi.json",
