@@ -147,8 +147,8 @@ fn append(log: &mut Vec<u8>, record: &[u8]) -> Result<(), StoreError> {
     }
 }
 
-/// As RocksDB stores checksums of what contains checksums.
-fn masked(crc: u32) -> u32 {
+/// A checksum as RocksDB stores it: one of bytes that contain checksums would be weak.
+pub(super) fn masked(crc: u32) -> u32 {
     crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }
 

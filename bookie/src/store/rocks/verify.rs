@@ -17,6 +17,8 @@ use aquifer_model::bytes_at::{u32_at, u64_at};
 use aquifer_model::checksum;
 use aquifer_runtime::disk::{Disk, DiskFile, OpenOptions, RealDisk};
 
+use crate::store::rocks::manifest::masked;
+
 const MAGIC: u32 = 2_395_959;
 const VERSION: u32 = 1;
 const HEAD_BYTES: usize = 30;
@@ -86,11 +88,6 @@ fn check_head_and_foot(file: &dyn DiskFile, end: u64) -> io::Result<()> {
 
 fn are_zeros(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
-}
-
-/// A checksum as RocksDB stores it: one of bytes that contain checksums would be weak.
-fn masked(crc: u32) -> u32 {
-    crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
 fn damaged(at: u64) -> io::Error {
