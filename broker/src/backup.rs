@@ -203,8 +203,7 @@ impl Broker {
         cell: &TopicRecordCell,
         end: Index,
     ) -> Result<TopicCapture, BrokerError> {
-        let door = |reply| Pull::Door(None, reply).event();
-        let door = self.topics.ask(topic, &Create::Never, door).await?;
+        let door = self.topics.door(topic).await?;
         if door.incarnation != cell.incarnation() {
             return Err(BrokerError::Incarnation(topic.to_string()));
         }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_log::delete_given_up;
+use aquifer_log::offload::Offloading;
 use aquifer_log::offload::reaper::{Reaped, reap};
 use aquifer_model::place::Place;
 use aquifer_model::stats::OffloadProgress;
@@ -19,8 +20,6 @@ use aquifer_runtime::clock;
 use crate::broker::Broker;
 use crate::context::Context;
 use crate::error::BrokerError;
-use crate::security::audit::cause::Create;
-use crate::topic::pull::Pull;
 
 /// Between two looks at what failed attempts and deleted ledgers have left.
 const REAP_PAUSE: Duration = Duration::from_secs(60);
@@ -94,21 +93,9 @@ impl Broker {
         topic: &TopicName,
         before: Place,
     ) -> Result<OffloadProgress, BrokerError> {
-        let door = self
-            .topics
-            .ask(topic, &Create::Never, |reply| {
-                Pull::Door(None, reply).event()
-            })
-            .await?;
+        let door = self.topics.door(topic).await?;
         let below = door.log.locate(before).await?;
-        let found = door.log.request_offload(below).await?;
-        if let Some(failure) = found.failure {
-            return Err(failure.into());
-        }
-        Ok(OffloadProgress {
-            ledgers: found.ledgers,
-            bytes: found.bytes,
-        })
+        progress(door.log.request_offload(below).await?)
     }
 
     /// Has the ledgers of a topic or partition brought back to bookies that have messages between
@@ -118,24 +105,23 @@ impl Broker {
         topic: &TopicName,
         what: Reimport,
     ) -> Result<OffloadProgress, BrokerError> {
-        let door = self
-            .topics
-            .ask(topic, &Create::Never, |reply| {
-                Pull::Door(None, reply).event()
-            })
-            .await?;
+        let door = self.topics.door(topic).await?;
         let Reimport::Range { from, to } = what else {
             door.log.cancel_import();
             return Ok(OffloadProgress::default());
         };
         let range = door.log.locate(from).await?..door.log.locate(to).await?;
-        let found = door.log.request_import(range).await?;
-        if let Some(failure) = found.failure {
-            return Err(failure.into());
-        }
-        Ok(OffloadProgress {
+        progress(door.log.request_import(range).await?)
+    }
+}
+
+/// What is left to be done; an error when the last attempt has failed.
+fn progress(found: Offloading) -> Result<OffloadProgress, BrokerError> {
+    match found.failure {
+        Some(failure) => Err(failure.into()),
+        None => Ok(OffloadProgress {
             ledgers: found.ledgers,
             bytes: found.bytes,
-        })
+        }),
     }
 }

@@ -27,6 +27,7 @@ use crate::security::audit::cause::Create;
 use crate::topic::event::{Departure, Event};
 use crate::topic::handle::TopicHandle;
 use crate::topic::load::{self, Loaded};
+use crate::topic::pull::{Door, Pull};
 use crate::topic::record::find_or_create;
 use crate::topic::trimming::Rest;
 use crate::topics::deletion::Deletions;
@@ -295,6 +296,12 @@ impl Topics {
             handle.wait_ended().await;
         }
         Err(unloading_again())
+    }
+
+    /// The way into a topic that is there, for requests that its task does not answer itself.
+    pub(crate) async fn door(self: &Arc<Self>, name: &TopicName) -> Result<Door, BrokerError> {
+        let door = |reply| Pull::Door(None, reply).event();
+        self.ask(name, &Create::Never, door).await
     }
 
     /// Makes a topic's object go away and keeps it away until the guard is dropped.

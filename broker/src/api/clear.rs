@@ -29,8 +29,7 @@ impl Broker {
         };
         if let Some(age_ms) = clear.older_than_ms {
             let before = self.shared.clock.wall_ms().saturating_sub(age_ms);
-            let door = |reply| Pull::Door(None, reply).event();
-            let door = self.topics.ask(topic, &Create::Never, door).await?;
+            let door = self.topics.door(topic).await?;
             let index = door.log.locate(Place::TimeMs(before)).await;
             to.index = Some(index.map_err(BrokerError::no_place)?);
             to.incarnation = Some(door.incarnation);
