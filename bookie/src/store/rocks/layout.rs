@@ -27,6 +27,14 @@ pub struct Blobs {
     pub garbage: u64,
 }
 
+impl Blobs {
+    /// Bytes that keys still point to.
+    #[must_use]
+    pub fn live_bytes(&self) -> u64 {
+        self.bytes.saturating_sub(self.garbage)
+    }
+}
+
 /// The files of the entries.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Layout {
@@ -132,8 +140,8 @@ impl Layout {
 
     /// What is rewritten to be rid of the oldest blob files: their live bytes, and the tables.
     fn cost(&self, oldest: usize) -> u64 {
-        let live = |blobs: &Blobs| blobs.bytes.saturating_sub(blobs.garbage);
-        let values: u64 = self.blobs.iter().take(oldest).map(live).sum();
+        let live = self.blobs.iter().take(oldest).map(Blobs::live_bytes);
+        let values: u64 = live.sum();
         let ranges = self.ranges(oldest);
         let keys = ranges
             .iter()

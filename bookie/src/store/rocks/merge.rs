@@ -94,10 +94,9 @@ impl Layout {
     /// About what merging these files rewrites: the tables, and of the values that they point to
     /// as much as they have of all tables, but no more than there is up to the youngest file.
     fn cost_of(&self, files: &[&Blobs]) -> u64 {
-        let live = |blobs: &Blobs| blobs.bytes.saturating_sub(blobs.garbage);
         let last = files.last().map_or(0, |blobs| blobs.number);
         let up_to_last = self.blobs.iter().take_while(|blobs| blobs.number <= last);
-        let most: u64 = up_to_last.map(live).sum();
+        let most: u64 = up_to_last.map(Blobs::live_bytes).sum();
         let tables: u64 = self.pointing_into(files).map(|table| table.bytes).sum();
         self.values_of()(tables).min(most).saturating_add(tables)
     }
@@ -105,8 +104,7 @@ impl Layout {
     /// About how many bytes of values tables of this size point to: as much as they have of all
     /// tables.
     fn values_of(&self) -> impl Fn(u64) -> u64 {
-        let live = |blobs: &Blobs| blobs.bytes.saturating_sub(blobs.garbage);
-        let values: u64 = self.blobs.iter().map(live).sum();
+        let values: u64 = self.blobs.iter().map(Blobs::live_bytes).sum();
         let with_values = self.tables.iter().filter(|t| t.oldest_blob.is_some());
         let all: u64 = with_values.map(|table| table.bytes).sum();
         move |tables| {
