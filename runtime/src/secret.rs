@@ -84,8 +84,7 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
 /// SHA-256 as 64 hexadecimal digits.
 #[must_use]
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    let digest = sha256(bytes);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    crate::signing::to_hex(&sha256(bytes))
 }
 
 /// The operating system gives no random bytes.
