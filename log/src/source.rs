@@ -81,7 +81,8 @@ pub(crate) async fn read_stored(
     }
 }
 
-fn stored_object(info: &LedgerInfo) -> Option<(AttemptId, &StoredObject)> {
+/// The object of a ledger, and the attempt that wrote it.
+pub(crate) fn stored_object(info: &LedgerInfo) -> Option<(AttemptId, &StoredObject)> {
     match &info.offload {
         Some(Offload::Stored {
             attempt, object, ..

@@ -34,7 +34,7 @@ const READS_AT_ONCE: usize = 16;
 /// Records that are read for statistics, the newest first: they are asked for often.
 const READS_FOR_STATS_MAX: usize = 1_000;
 /// A ledger whose attempt failed for a reason of its own is left alone for this time.
-const LEDGER_REST: Duration = Duration::from_secs(600);
+pub(super) const LEDGER_REST: Duration = Duration::from_secs(600);
 /// One whose copies cannot go, since another intent names it, is left alone for this time: that
 /// ends when bookies come back, and nothing of the topic is worth waiting for it.
 const INTENT_REST: Duration = Duration::from_secs(60);

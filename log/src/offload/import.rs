@@ -27,7 +27,7 @@ use tokio::sync::watch;
 use crate::context::LogContext;
 use crate::error::LogError;
 use crate::offload::tier::ColdTier;
-use crate::source::from_object;
+use crate::source::{from_object, stored_object};
 
 /// Entries of one read of the object.
 const READ_ENTRIES_MAX: usize = 4 * 1024;
@@ -58,7 +58,7 @@ pub(super) async fn import_ledger(
     else {
         return Ok(false);
     };
-    let Some((last, (attempt, object))) = end.last_entry.zip(object_of(&info)) else {
+    let Some((last, (attempt, object))) = end.last_entry.zip(stored_object(&info)) else {
         return Ok(false);
     };
     if object.is_damaged {
@@ -128,15 +128,6 @@ async fn give_up(
         tracing::info!(%ledger, %into, "re-import of a ledger given up");
     }
     Ok(())
-}
-
-fn object_of(info: &LedgerInfo) -> Option<(AttemptId, &StoredObject)> {
-    match &info.offload {
-        Some(Offload::Stored {
-            attempt, object, ..
-        }) => Some((*attempt, object)),
-        Some(Offload::Claimed { .. }) | None => None,
-    }
 }
 
 /// A ledger for copies of another one, which is written nowhere yet.

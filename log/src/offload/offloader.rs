@@ -25,6 +25,7 @@ use futures::stream;
 use crate::context::LogContext;
 use crate::error::LogError;
 use crate::metrics::AttemptOutcome;
+use crate::offload::care::LEDGER_REST;
 use crate::offload::reaper::reap;
 use crate::offload::tier::ColdTier;
 use crate::offload::upload::{Origin, Outcome, offload_ledger};
@@ -33,8 +34,6 @@ use crate::offload::upload::{Origin, Outcome, offload_ledger};
 const LOOK_PAUSE: Duration = Duration::from_secs(2);
 /// Between two looks at what failed attempts have left.
 const REAP_PAUSE: Duration = Duration::from_secs(60);
-/// A ledger whose attempt failed for a reason of its own is left alone for this time.
-const LEDGER_REST: Duration = Duration::from_secs(600);
 /// One whose attempt failed otherwise: others may be faster.
 const RETRY_REST: Duration = Duration::from_secs(30);
 
