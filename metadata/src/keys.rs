@@ -350,6 +350,7 @@ pub fn dying_object(attempt: AttemptId) -> String {
 pub const DYING_OBJECTS_PREFIX: &str = "od/";
 
 /// Key of a ledger that is left to offloaders. The number is padded, so that scans are in order.
+#[must_use]
 pub fn offload_task(ledger: LedgerId) -> String {
     format!("{OFFLOAD_TASKS_PREFIX}{:016}", ledger.0)
 }
@@ -358,6 +359,7 @@ pub fn offload_task(ledger: LedgerId) -> String {
 pub const OFFLOAD_TASKS_PREFIX: &str = "offloads/";
 
 /// Key of a living offloader.
+#[must_use]
 pub fn offloader(offloader: BrokerId) -> String {
     format!("{OFFLOADERS_PREFIX}{offloader}")
 }
