@@ -20,7 +20,7 @@ use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, Retention};
 use aquifer_model::topic::TopicName;
 use aquifer_protocol_api::consumer::Held;
-use aquifer_protocol_api::context::{AuthMethod, Identity, Principal, RequestContext};
+use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::pull::{Append, Locate, Read, ReadLimits, StoredBatch};
 use aquifer_protocol_api::security::{AuditPage, ReadAudit};
 use aquifer_runtime::clock;
@@ -31,9 +31,9 @@ use crate::api::reach::Reach;
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::peers::{Lines, peer_url};
-use crate::security::Guard;
 use crate::security::audit::cause::Create;
 use crate::security::audit::{TOPIC, ends};
+use crate::security::{Guard, principal};
 
 /// How long lines are kept.
 const RETENTION: Duration = Duration::from_secs(400 * 86_400);
@@ -148,7 +148,7 @@ impl Broker {
             body,
             held: Held::default(),
         };
-        let ctx = RequestContext::of(own_principal(self), "internal");
+        let ctx = RequestContext::of(principal::own(self.id()), "internal");
         let appended = self.append_or_create(&ctx, append, &Create::For(None));
         appended.await.map(drop)
     }
@@ -285,16 +285,6 @@ async fn nothing_yet(wait: Duration) -> AuditPage {
 fn audit_topic() -> Result<TopicName, BrokerError> {
     let topic = TOPIC.parse::<TopicName>();
     topic.map_err(|error| BrokerError::Internal(error.to_string()))
-}
-
-/// As whom a broker calls itself.
-fn own_principal(broker: &Broker) -> Principal {
-    Principal::Named(Arc::new(Identity {
-        name: format!("internal:broker/{}", broker.id()),
-        groups: Vec::new(),
-        method: AuthMethod::Internal,
-        expires_ms: None,
-    }))
 }
 
 /// One message for each line, not compressed, so that brokers can read them.

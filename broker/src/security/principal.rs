@@ -1,6 +1,11 @@
 //! Names of principals: `KIND:REST`. The kinds are told apart here alone, so that a name which one
 //! source of identities gives is never that of another.
 
+use std::sync::Arc;
+
+use aquifer_model::id::BrokerId;
+use aquifer_protocol_api::context::{AuthMethod, Identity, Principal};
+
 /// Longest name, in bytes.
 pub(crate) const PRINCIPAL_BYTES_MAX: usize = 1_024;
 
@@ -29,6 +34,16 @@ pub(crate) fn of_certificate(name: &str) -> String {
 /// The principal of a broker of this cluster.
 pub(crate) fn of_broker(name: &str) -> String {
     format!("internal:broker/{name}")
+}
+
+/// As whom a broker calls itself.
+pub(crate) fn own(broker: BrokerId) -> Principal {
+    Principal::Named(Arc::new(Identity {
+        name: of_broker(&broker.to_string()),
+        groups: Vec::new(),
+        method: AuthMethod::Internal,
+        expires_ms: None,
+    }))
 }
 
 /// Whether a name may be that of a principal; says why not.

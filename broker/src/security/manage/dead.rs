@@ -19,13 +19,12 @@ use aquifer_metadata::store::{Expect, Operation, Versioned};
 use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_metadata::{keys, record};
 use aquifer_proto::v1::{ForgottenRecord, GrantRecord, TokenRecord};
-use aquifer_protocol_api::access::Resource;
-use aquifer_protocol_api::context::{AuthMethod, Identity, Principal, RequestContext};
+use aquifer_protocol_api::context::RequestContext;
 use aquifer_runtime::clock;
 
 use crate::context::Context;
 use crate::error::BrokerError;
-use crate::security::manage::grants::grant_said;
+use crate::security::manage::grants::{grant_said, scope_of};
 use crate::security::manage::owner;
 use crate::security::manage::tokens::token_said;
 use crate::security::token::Token;
@@ -59,13 +58,7 @@ pub(crate) fn start(shared: &Arc<Context>) {
 
 async fn rounds(shared: &Context, guard: &Guard) {
     let pause = Duration::from_millis(shared.config.housekeeping_ms);
-    let own = Principal::Named(Arc::new(Identity {
-        name: principal::of_broker(&shared.id.to_string()),
-        groups: Vec::new(),
-        method: AuthMethod::Internal,
-        expires_ms: None,
-    }));
-    let ctx = RequestContext::of(own, "internal");
+    let ctx = RequestContext::of(principal::own(shared.id), "internal");
     loop {
         clock::sleep(shared.rng.jitter(pause)).await;
         if let Err(error) = guard.remove_ended(&ctx).await {
@@ -231,10 +224,7 @@ impl Guard {
         });
         let updated = removed.await.map_err(UpdateError::flatten)?;
         if updated.applied.is_some() {
-            let (of, said) = (
-                Resource::Scope(grant.info.scope.clone()),
-                grant_said(&grant),
-            );
+            let (of, said) = (scope_of(&grant), grant_said(&grant));
             self.changed(ctx, "remove_ended_grant", &of, &said, updated.applied)
                 .await;
         }

@@ -257,7 +257,7 @@ fn repeated(wanted: &Grant, stored: &Versioned) -> Result<Grant, BrokerError> {
     }
 }
 
-fn scope_of(grant: &Grant) -> Resource {
+pub(super) fn scope_of(grant: &Grant) -> Resource {
     Resource::Scope(grant.info.scope.clone())
 }
 
