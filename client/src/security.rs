@@ -337,18 +337,26 @@ impl Security {
             wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
             seal: false,
         };
-        let deadline = Deadline::after(self.context.operation_timeout + wait);
-        let call = |connection: Connection| {
-            let request = request.clone();
-            async move { connection.security().read_audit(request).await }
-        };
-        let page = unary(&self.context, "reading the audit log", true, deadline, call).await?;
+        let page = self.ask_audit(request, wait).await?;
         Ok(AuditPage {
             lines: page.lines,
             next: Index(page.next_index),
             at_end: page.at_end,
             missing: page.missing,
         })
+    }
+
+    async fn ask_audit(
+        &self,
+        request: v1::ReadAuditRequest,
+        wait: Duration,
+    ) -> Result<v1::ReadAuditResponse> {
+        let deadline = Deadline::after(self.context.operation_timeout + wait);
+        let call = |connection: Connection| {
+            let request = request.clone();
+            async move { connection.security().read_audit(request).await }
+        };
+        unary(&self.context, "reading the audit log", true, deadline, call).await
     }
 
     /// Reads what the audit log of the cluster is compared with. Lines that are read afterwards
@@ -363,12 +371,7 @@ impl Security {
             seal: true,
             ..v1::ReadAuditRequest::default()
         };
-        let deadline = Deadline::after(self.context.operation_timeout);
-        let call = |connection: Connection| {
-            let request = request.clone();
-            async move { connection.security().read_audit(request).await }
-        };
-        let page = unary(&self.context, "reading the audit log", true, deadline, call).await?;
+        let page = self.ask_audit(request, Duration::ZERO).await?;
         // A broker of an older version says nothing of it.
         let seal = page.seal.unwrap_or_default();
         let ends = seal.ends.into_iter().map(|end| AuditEnd {
