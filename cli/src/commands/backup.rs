@@ -183,9 +183,7 @@ async fn newest_at(
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     let at_ms = clock::millis(since);
     for found in oldest_first.into_iter().rev() {
-        // Ids begin with the time at which the backup began.
-        let [a, b, c, d, e, f, ..] = found.id.0;
-        if u64::from_be_bytes([0, 0, a, b, c, d, e, f]) > at_ms {
+        if expire::begun_ms(found.id) > at_ms {
             continue;
         }
         let root = backup::read_root(store, &found.cluster, found.id).await;

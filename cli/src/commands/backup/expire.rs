@@ -101,7 +101,7 @@ async fn stays(store: &dyn ColdStore, found: &Found) -> Result<Option<String>, C
 }
 
 /// When a backup began: its id says it first.
-fn begun_ms(id: BackupId) -> u64 {
+pub(super) fn begun_ms(id: BackupId) -> u64 {
     let time = id.0.iter().take(6);
     time.fold(0_u64, |time, byte| (time << 8) | u64::from(*byte))
 }
