@@ -4,6 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use aquifer_client::Message;
 use aquifer_harness::server::{Server, ServerOptions, aquifer};
+use aquifer_runtime::config;
 
 /// Messages that are sent in a round.
 const MESSAGES: u32 = 20;
@@ -54,9 +55,9 @@ async fn start_and_stop(rounds: u32) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_ends_well_each_time() -> Result<()> {
-    let rounds = match std::env::var("AQUIFER_STARTS") {
-        Ok(given) => given.parse().context("AQUIFER_STARTS")?,
-        Err(_) => 12,
+    let rounds = match config::env("AQUIFER_STARTS") {
+        Some(given) => given.parse().context("AQUIFER_STARTS")?,
+        None => 12,
     };
     start_and_stop(rounds).await
 }
