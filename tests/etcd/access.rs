@@ -100,6 +100,25 @@ async fn everything_works_with_tls_and_a_user() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_are_read_again_when_they_are_renewed() -> Result<()> {
+    let mut guarded = Guarded::start().await?;
+    let store = connect(&guarded.config(), &guarded.tasks).await?;
+    let store = store.as_ref();
+    let start = put(store, &key(1), "1").await?;
+    let mut events = watch(store, start).await?;
+    // Another authority, so that nothing of before is good for anything: in the same files.
+    guarded.etcd.kill(0)?;
+    Certificates::create(&guarded.folder.path().join("good"))?;
+    guarded.etcd.restart(0)?;
+    guarded.etcd.healthy().await?;
+    put(store, &key(1), "2").await?;
+    assert_eq!(next(events.as_mut()).await.1.as_deref(), Some("2"));
+    assert_eq!(value(store, &key(1)).await?.as_deref(), Some("2"));
+    store.close().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_does_not_fit_is_said_clearly() -> Result<()> {
     let guarded = Guarded::start().await?;
     let short = EtcdConfig {

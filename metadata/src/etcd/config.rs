@@ -133,9 +133,27 @@ impl EtcdConfig {
         Ok(())
     }
 
-    /// The same for the client, with the files read.
-    pub(super) async fn connect_options(&self) -> MetadataResult<ConnectOptions> {
-        self.check()?;
+    /// Reads the files of TLS.
+    pub(super) async fn pem_files(&self) -> MetadataResult<PemFiles> {
+        let Some(ca_file) = &self.ca_file else {
+            return Ok(PemFiles::default());
+        };
+        let ca = read_pem(ca_file, "ca_file", "CERTIFICATE").await?;
+        let identity = match (&self.cert_file, &self.key_file) {
+            (Some(cert_file), Some(key_file)) => Some((
+                read_pem(cert_file, "cert_file", "CERTIFICATE").await?,
+                read_pem(key_file, "key_file", "PRIVATE KEY").await?,
+            )),
+            _ => None,
+        };
+        Ok(PemFiles {
+            ca: Some(ca),
+            identity,
+        })
+    }
+
+    /// The same for the client.
+    pub(super) fn connect_options(&self, files: &PemFiles) -> ConnectOptions {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(self.attempt_timeout())
             .with_keep_alive(PROBE_INTERVAL, PROBE_TIMEOUT)
@@ -147,12 +165,9 @@ impl EtcdConfig {
         if let (Some(user), Some(password)) = (&self.user, &self.password) {
             options = options.with_user(user, password.expose());
         }
-        if let Some(ca_file) = &self.ca_file {
-            let ca = read_pem(ca_file, "ca_file", "CERTIFICATE").await?;
+        if let Some(ca) = &files.ca {
             let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(ca));
-            if let (Some(cert_file), Some(key_file)) = (&self.cert_file, &self.key_file) {
-                let cert = read_pem(cert_file, "cert_file", "CERTIFICATE").await?;
-                let key = read_pem(key_file, "key_file", "PRIVATE KEY").await?;
+            if let Some((cert, key)) = &files.identity {
                 tls = tls.identity(Identity::from_pem(cert, key));
             }
             if let Some(name) = &self.server_name {
@@ -160,8 +175,16 @@ impl EtcdConfig {
             }
             options = options.with_tls(tls);
         }
-        Ok(options)
+        options
     }
+}
+
+/// What the files of TLS contain; nothing without TLS.
+#[derive(Default, PartialEq, Eq)]
+pub(super) struct PemFiles {
+    ca: Option<String>,
+    /// The certificate, and its key.
+    identity: Option<(String, String)>,
 }
 
 fn check_endpoint(endpoint: &str) -> MetadataResult<()> {
@@ -248,7 +271,7 @@ mod tests {
     async fn a_missing_file_is_named() {
         let mut config = config(&["https://a:1"]);
         config.ca_file = Some("/no/such/ca.pem".into());
-        let error = config.connect_options().await.unwrap_err().to_string();
+        let error = config.pem_files().await.err().unwrap().to_string();
         assert!(error.contains("ca_file /no/such/ca.pem"), "{error}");
     }
 }

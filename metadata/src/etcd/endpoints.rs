@@ -1,6 +1,7 @@
 //! The members of etcd, and which of them is asked. All requests go to one member until it fails;
 //! then the next one is asked, and watches that hang on the failed one are told to move. Each
-//! member has a connection of its own, made on demand.
+//! member has a connection of its own, made on demand. A connection keeps the certificates that it
+//! was made with, so that after a failure their files are read again.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -10,10 +11,11 @@ use std::time::Duration;
 use aquifer_runtime::clock;
 use aquifer_runtime::rng::SharedRng;
 use etcd_client::{Client, ConnectOptions, Error};
+use parking_lot::Mutex;
 use tokio::sync::{OnceCell, watch};
 
 use crate::error::{MetadataError, MetadataResult};
-use crate::etcd::config::EtcdConfig;
+use crate::etcd::config::{EtcdConfig, PemFiles};
 use crate::etcd::errors::{Failure, before_sending, classify};
 
 /// First and longest wait after every member was asked once in vain.
@@ -24,16 +26,26 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 pub(super) struct Endpoints {
     list: Vec<Arc<Endpoint>>,
     current: AtomicUsize,
-    options: ConnectOptions,
+    config: EtcdConfig,
+    access: Mutex<Access>,
     rng: SharedRng,
     request_timeout: Duration,
     attempt_timeout: Duration,
 }
 
+/// What connections are made with.
+struct Access {
+    options: ConnectOptions,
+    /// What the options were made of.
+    files: PemFiles,
+    /// Whether other files were read at the start.
+    is_renewed: bool,
+}
+
 /// A member.
 pub(super) struct Endpoint {
     url: String,
-    client: OnceCell<Client>,
+    client: Mutex<Arc<OnceCell<Client>>>,
     /// How often it failed.
     failures: watch::Sender<u64>,
 }
@@ -47,11 +59,17 @@ impl std::fmt::Debug for Endpoints {
 
 impl Endpoints {
     pub(super) async fn new(config: &EtcdConfig, rng: SharedRng) -> MetadataResult<Endpoints> {
-        let options = config.connect_options().await?;
+        config.check()?;
+        let files = config.pem_files().await?;
+        let access = Access {
+            options: config.connect_options(&files),
+            files,
+            is_renewed: false,
+        };
         let endpoint = |url: &String| {
             Arc::new(Endpoint {
                 url: url.clone(),
-                client: OnceCell::new(),
+                client: Mutex::default(),
                 failures: watch::Sender::new(0),
             })
         };
@@ -62,7 +80,8 @@ impl Endpoints {
         Ok(Endpoints {
             list,
             current: AtomicUsize::new(first),
-            options,
+            config: config.clone(),
+            access: Mutex::new(access),
             rng,
             request_timeout: config.request_timeout(),
             attempt_timeout: config.attempt_timeout(),
@@ -117,8 +136,35 @@ impl Endpoints {
         let asked = self.ask(&endpoint, limit, ask).await;
         if let Err(Failure::Refused(_) | Failure::Unknown(_)) = &asked {
             self.leave(index);
+            self.renew().await;
         }
         Ok((asked?, endpoint))
+    }
+
+    /// Makes all connections anew, on demand, where the files of TLS are others than they were.
+    async fn renew(&self) {
+        let files = match self.config.pem_files().await {
+            Ok(files) => files,
+            Err(error) => {
+                tracing::warn!(%error, "certificates for etcd cannot be read again");
+                return;
+            }
+        };
+        {
+            let mut access = self.access.lock();
+            if access.files == files {
+                return;
+            }
+            *access = Access {
+                options: self.config.connect_options(&files),
+                files,
+                is_renewed: true,
+            };
+        }
+        tracing::info!("certificates for etcd are read again");
+        for endpoint in &self.list {
+            *endpoint.client.lock() = Arc::default();
+        }
     }
 
     /// Asks every member once, one after the other, and says by its address what each answered.
@@ -146,9 +192,20 @@ impl Endpoints {
         Fut: Future<Output = Result<T, Error>>,
     {
         let late = |what: &str| format!("etcd at {} did not {what} in {limit:?}", endpoint.url);
-        let client = clock::timeout(limit, endpoint.connect(&self.options))
+        let (options, is_renewed) = {
+            let access = self.access.lock();
+            (access.options.clone(), access.is_renewed)
+        };
+        let client = clock::timeout(limit, endpoint.connect(options))
             .await
-            .unwrap_or_else(|_| Err(Failure::Refused(late("log in"))))?;
+            .unwrap_or_else(|_| Err(Failure::Refused(late("log in"))));
+        let client = match client {
+            // Files that are read while someone writes them do not fit together: once more.
+            Err(Failure::Final(error @ MetadataError::Invalid(_))) if is_renewed => {
+                return Err(Failure::Refused(error.to_string()));
+            }
+            client => client?,
+        };
         let asked = clock::timeout(limit, ask(client.clone())).await;
         let failure = match asked {
             Ok(Ok(result)) => return Ok(result),
@@ -213,9 +270,10 @@ impl Endpoints {
 
 impl Endpoint {
     /// The client of this member. Without a user this does not connect yet.
-    async fn connect(&self, options: &ConnectOptions) -> Result<&Client, Failure> {
-        let connect = || Client::connect([self.url.as_str()], Some(options.clone()));
-        let client = self.client.get_or_try_init(connect).await;
+    async fn connect(&self, options: ConnectOptions) -> Result<Client, Failure> {
+        let client = Arc::clone(&self.client.lock());
+        let connect = || Client::connect([self.url.as_str()], Some(options));
+        let client = client.get_or_try_init(connect).await.cloned();
         client.map_err(|error| at(&self.url, before_sending(&error)))
     }
 
