@@ -47,8 +47,8 @@ pub(crate) struct SessionId(pub(crate) u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct SubscriptionId(pub(crate) u64);
 
-/// Everything that a topic reacts to. The mailbox of every loaded topic has room for 32 of them, so
-/// that what is large is in a box.
+/// Everything that a topic reacts to. The mailbox of every loaded topic keeps a block of 32 of them
+/// even while it is empty, so that what is large is in a box.
 pub(crate) enum Event {
     /// A producer asks for a session.
     OpenProducer {
