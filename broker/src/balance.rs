@@ -34,7 +34,7 @@ use crate::members::Member;
 use crate::peers::{Peers, peer_url};
 use crate::topics::Topics;
 use crate::traffic::namespaces::Figures;
-use crate::traffic::{Behind, Sample};
+use crate::traffic::{Behind, Sample, age_seconds};
 
 /// How long a broker may take to report; one that takes longer is not counted in this round.
 const REPORT_MAX: Duration = Duration::from_secs(3);
@@ -118,8 +118,9 @@ fn show(
         .fold(Behind::default(), |all, one| all.and(one));
     metrics.backlog.record(all.messages, &[]);
     metrics.backlog_max.record(all.messages_max, &[]);
-    let age_ms = now_ms.saturating_sub(all.oldest_ms.unwrap_or(now_ms));
-    metrics.backlog_age.record(age_ms / 1_000, &[]);
+    metrics
+        .backlog_age
+        .record(age_seconds(all.oldest_ms, now_ms), &[]);
     metrics.unloaded.show(now_ms);
     let unloaded = metrics.unloaded.last();
     let figures = figures_of(loads, behind, unloaded.namespaces());

@@ -9,6 +9,8 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::Meter;
 use parking_lot::Mutex;
 
+use crate::traffic::age_seconds;
+
 /// How far behind a subscription is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Lag {
@@ -116,7 +118,6 @@ impl SubscriptionFigures {
 
 fn line(topic: &TopicName, lag: &Lag, now_ms: u64) -> Line {
     let namespace = topic.namespace();
-    let oldest_ms = lag.oldest_ms.unwrap_or(now_ms);
     Line {
         labels: [
             KeyValue::new("tenant", namespace.tenant().to_owned()),
@@ -125,7 +126,7 @@ fn line(topic: &TopicName, lag: &Lag, now_ms: u64) -> Line {
             KeyValue::new("subscription", lag.subscription.clone()),
         ],
         messages: lag.messages,
-        age_seconds: now_ms.saturating_sub(oldest_ms) / 1_000,
+        age_seconds: age_seconds(lag.oldest_ms, now_ms),
     }
 }
 

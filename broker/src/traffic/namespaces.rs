@@ -10,6 +10,8 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::Meter;
 use parking_lot::Mutex;
 
+use crate::traffic::age_seconds;
+
 /// Namespaces with most load that are shown, and as many of the others that are furthest behind.
 const SHOWN_MAX: usize = 100;
 /// How all others are called: no name of a namespace.
@@ -148,16 +150,12 @@ impl NamespaceFigures {
 
 impl Shown {
     fn new((tenant, namespace): (&str, &str), figures: Figures, now_ms: u64) -> Shown {
-        let age_seconds = |behind: &Behind| {
-            let oldest_ms = behind.oldest_ms.unwrap_or(now_ms);
-            now_ms.saturating_sub(oldest_ms) / 1_000
-        };
         Shown {
             tenant: tenant.to_owned(),
             namespace: namespace.to_owned(),
             figures,
-            age_seconds: age_seconds(&figures.behind),
-            unloaded_age_seconds: age_seconds(&figures.unloaded),
+            age_seconds: age_seconds(figures.behind.oldest_ms, now_ms),
+            unloaded_age_seconds: age_seconds(figures.unloaded.oldest_ms, now_ms),
         }
     }
 

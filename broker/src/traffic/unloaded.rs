@@ -9,6 +9,7 @@ use aquifer_model::topic::{NamespaceName, TopicName};
 use opentelemetry::metrics::{Gauge, Meter};
 use parking_lot::Mutex;
 
+use crate::traffic::age_seconds;
 use crate::traffic::furthest::{Furthest, Lag};
 use crate::traffic::namespaces::Behind;
 
@@ -101,10 +102,10 @@ impl Unloaded {
         let found = self.last();
         let all = found.namespaces.values();
         let all = all.fold(Behind::default(), |all, one| all.and(one));
-        let age_ms = now_ms.saturating_sub(all.oldest_ms.unwrap_or(now_ms));
         self.messages.record(all.messages, &[]);
         self.messages_max.record(all.messages_max, &[]);
-        self.age_seconds.record(age_ms / 1_000, &[]);
+        self.age_seconds
+            .record(age_seconds(all.oldest_ms, now_ms), &[]);
         self.unknown.record(found.unknown, &[]);
     }
 }
