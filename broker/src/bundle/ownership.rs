@@ -89,6 +89,13 @@ impl Cluster {
         owners.ready().await;
         Cluster { members, owners }
     }
+
+    /// Who owns a bundle, as far as this broker knows without asking.
+    fn known_owner(&self, bundle: &Bundle) -> Option<BrokerId> {
+        let found = self.owners.get(&key(bundle))?;
+        let record: BundleOwnerRecord = record::decode(&found).ok()?;
+        broker_id(&record.broker_id)
+    }
 }
 
 /// What is known of one bundle.
@@ -275,9 +282,7 @@ impl Ownership {
     /// Where another broker serves a bundle, as far as this one knows without asking.
     pub(crate) fn known_elsewhere(&self, bundle: &Bundle) -> Option<Listeners> {
         let cluster = self.cluster.as_ref()?;
-        let found = cluster.owners.get(&key(bundle))?;
-        let record: BundleOwnerRecord = record::decode(&found).ok()?;
-        let owner = broker_id(&record.broker_id)?;
+        let owner = cluster.known_owner(bundle)?;
         (owner != self.broker).then(|| cluster.members.listeners(owner))?
     }
 
@@ -288,9 +293,7 @@ impl Ownership {
         let Some(cluster) = self.cluster.as_ref() else {
             return true;
         };
-        let found = cluster.owners.get(&key(bundle));
-        let record = found.and_then(|found| record::decode::<BundleOwnerRecord>(&found).ok());
-        match record.and_then(|record| broker_id(&record.broker_id)) {
+        match cluster.known_owner(bundle) {
             Some(owner) if owner == self.broker => true,
             Some(owner) if cluster.members.listeners(owner).is_some() => false,
             Some(_) | None => is_first,
