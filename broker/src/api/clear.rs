@@ -14,12 +14,13 @@ use crate::security::audit::cause::Create;
 use crate::topic::pull::{ClearTo, Pull};
 
 impl Broker {
-    /// Answers how many messages are given up.
+    /// Answers how many messages are given up. Whether it may be asked `again` is the caller's to say.
     pub(super) async fn clear_here(
         &self,
         topic: &TopicName,
         subscription: &SubscriptionName,
         clear: Clear,
+        again: bool,
     ) -> Result<u64, BrokerError> {
         let mut to = ClearTo {
             subscription: subscription.clone(),
@@ -35,8 +36,6 @@ impl Broker {
             to.incarnation = Some(door.incarnation);
         }
         let clear = |reply| Pull::Clear(Box::new(to.clone()), reply).event();
-        // A second time it would give up what has come since.
-        let again = to.dry_run;
         let cleared = self
             .topics
             .ask_again_if(again, topic, &Create::Never, clear);

@@ -61,6 +61,7 @@ impl Change<'_> {
         match self {
             Change::Create(..) => true,
             Change::Seek(place) => place != Place::Latest,
+            // A second time it would give up what has come since.
             Change::Clear(clear) => clear.dry_run,
             Change::Delete { .. } => false,
         }
@@ -276,7 +277,10 @@ impl Broker {
                 let moved = self.topics.ask_again_if(again, topic, create, event);
                 moved.await
             }
-            Change::Clear(clear) => self.clear_here(topic, subscription, clear).await.map(Index),
+            Change::Clear(clear) => {
+                let cleared = self.clear_here(topic, subscription, clear, again);
+                cleared.await.map(Index)
+            }
         }
     }
 
