@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aquifer_client::ClientError;
 use aquifer_client::admin::{Admin, TopicEnd, TopicStats};
 use aquifer_model::place::Place;
 use aquifer_model::topic::TopicName;
@@ -14,7 +15,7 @@ use crate::connect::Connect;
 use crate::exit::CliError;
 use crate::output::{Output, Table};
 
-/// How often it is asked how far an offload is.
+/// How often it is asked how far an offload or a re-import is.
 const POLL_PAUSE: Duration = Duration::from_millis(200);
 
 /// Runs the command.
@@ -161,24 +162,9 @@ async fn offload(
     admin: &Admin,
     out: &Output,
 ) -> Result<(), CliError> {
-    let began = SystemClock.monotonic();
     let name = topic.to_string();
-    let (ledgers, bytes) = admin.offload_topic(&name, before).await?;
-    let mut left = ledgers;
-    while wait && left > 0 {
-        clock::sleep(POLL_PAUSE).await;
-        (left, _) = admin.offload_topic(&name, before).await?;
-    }
-    let seconds = SystemClock.monotonic().saturating_sub(began).as_secs_f64();
-    if out.is_json() {
-        let object = json!({"ledgers": ledgers, "bytes": bytes, "seconds": seconds});
-        return out.object(&object);
-    }
-    out.line(match (ledgers, wait) {
-        (0, _) => "nothing to offload".to_owned(),
-        (_, true) => format!("offloaded {ledgers} ledgers, {bytes} bytes, in {seconds:.1} s"),
-        (_, false) => format!("offloading {ledgers} ledgers, {bytes} bytes"),
-    })
+    let words = ["offload", "offloaded", "offloading"];
+    follow(|| admin.offload_topic(&name, before), wait, words, out).await
 }
 
 /// Has ledgers brought back to bookies, with `wait` until all of them are, or ends that.
@@ -191,22 +177,38 @@ async fn reimport(args: ReimportArgs, admin: &Admin, out: &Output) -> Result<(),
             false => out.line("the re-import is ended"),
         };
     }
+    let words = ["re-import", "re-imported", "re-importing"];
+    let ask = || admin.reimport_topic(&name, from, to);
+    follow(ask, args.wait, words, out).await
+}
+
+/// Asks for something to be done to ledgers and tells how many they are; with `wait` it asks until
+/// none is left. The words: to do it, done, being done.
+async fn follow<F>(
+    ask: impl Fn() -> F,
+    wait: bool,
+    [verb, done, doing]: [&str; 3],
+    out: &Output,
+) -> Result<(), CliError>
+where
+    F: Future<Output = Result<(u64, u64), ClientError>>,
+{
     let began = SystemClock.monotonic();
-    let (ledgers, bytes) = admin.reimport_topic(&name, from, to).await?;
+    let (ledgers, bytes) = ask().await?;
     let mut left = ledgers;
-    while args.wait && left > 0 {
+    while wait && left > 0 {
         clock::sleep(POLL_PAUSE).await;
-        (left, _) = admin.reimport_topic(&name, from, to).await?;
+        (left, _) = ask().await?;
     }
     let seconds = SystemClock.monotonic().saturating_sub(began).as_secs_f64();
     if out.is_json() {
         let object = json!({"ledgers": ledgers, "bytes": bytes, "seconds": seconds});
         return out.object(&object);
     }
-    out.line(match (ledgers, args.wait) {
-        (0, _) => "nothing to re-import".to_owned(),
-        (_, true) => format!("re-imported {ledgers} ledgers, {bytes} bytes, in {seconds:.1} s"),
-        (_, false) => format!("re-importing {ledgers} ledgers, {bytes} bytes"),
+    out.line(match (ledgers, wait) {
+        (0, _) => format!("nothing to {verb}"),
+        (_, true) => format!("{done} {ledgers} ledgers, {bytes} bytes, in {seconds:.1} s"),
+        (_, false) => format!("{doing} {ledgers} ledgers, {bytes} bytes"),
     })
 }
 
