@@ -13,8 +13,8 @@ use aquifer_protocol_api::consumer::IndexRange;
 use tonic::{Request, async_trait};
 
 use crate::convert::{
-    invalid, name, namespace, page, partitions, place, policies, policy_scope, policy_update,
-    ranges, tenant, topic,
+    invalid, name, namespace, page, partitions, place, place_or, policies, policy_scope,
+    policy_update, ranges, tenant, topic,
 };
 use crate::pull;
 use crate::service::{Answer, Service};
@@ -229,10 +229,7 @@ impl v1::admin_server::Admin for Service {
         request: Request<v1::OffloadTopicRequest>,
     ) -> Answer<v1::OffloadTopicResponse> {
         self.unary("offload_topic", request, |broker, ctx, r| async move {
-            let before = match r.before.as_str() {
-                "" => Place::Latest,
-                text => place(text)?,
-            };
+            let before = place_or(&r.before, Place::Latest)?;
             let left = broker.offload_topic(&ctx, topic(&r.topic)?, before).await?;
             Ok(v1::OffloadTopicResponse {
                 ledgers: left.ledgers,
@@ -247,15 +244,11 @@ impl v1::admin_server::Admin for Service {
         request: Request<v1::ReimportTopicRequest>,
     ) -> Answer<v1::ReimportTopicResponse> {
         self.unary("reimport_topic", request, |broker, ctx, r| async move {
-            let at = |text: &str, or: Place| match text {
-                "" => Ok(or),
-                text => place(text),
-            };
             let what = match r.cancel {
                 true => Reimport::Cancel,
                 false => Reimport::Range {
-                    from: at(&r.from, Place::Earliest)?,
-                    to: at(&r.to, Place::Latest)?,
+                    from: place_or(&r.from, Place::Earliest)?,
+                    to: place_or(&r.to, Place::Latest)?,
                 },
             };
             let left = broker.reimport_topic(&ctx, topic(&r.topic)?, what).await?;

@@ -76,6 +76,14 @@ pub(crate) fn place(text: &str) -> ApiResult<Place> {
     })
 }
 
+/// A place; another one where none is given.
+pub(crate) fn place_or(text: &str, other: Place) -> ApiResult<Place> {
+    match text {
+        "" => Ok(other),
+        text => place(text),
+    }
+}
+
 /// Sixteen bytes of an id.
 pub(crate) fn id16<'a, T: TryFrom<&'a [u8]>>(what: &str, bytes: &'a [u8]) -> ApiResult<T> {
     T::try_from(bytes)

@@ -16,7 +16,7 @@ use aquifer_protocol_api::security::{
 };
 use tonic::{Request, async_trait};
 
-use crate::convert::{id16, invalid, name, namespace, page, place, tenant};
+use crate::convert::{id16, invalid, name, namespace, page, place_or, tenant};
 use crate::service::{Answer, Service};
 use crate::stream;
 
@@ -124,10 +124,7 @@ impl v1::security_server::Security for Service {
         self.unary("read_audit", request, |broker, ctx, r| async move {
             let read = ReadAudit {
                 tenant: optional_tenant(r.tenant)?,
-                from: match r.from.as_str() {
-                    "" => Place::Earliest,
-                    from => place(from)?,
-                },
+                from: place_or(&r.from, Place::Earliest)?,
                 before: r.before_index.map(Index),
                 limit: match r.limit {
                     0 => AUDIT_LINES_DEFAULT,
