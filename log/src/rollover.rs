@@ -11,6 +11,7 @@
 //! - When it is not known whether the transaction was made, nothing is acknowledged before a
 //!   recovery has found the end of the ledger (I4).
 
+use aquifer_ledger::context::LedgerContext;
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
 use aquifer_ledger::marks::{self, Mark};
@@ -403,29 +404,38 @@ impl LogInner {
             LogKind::Cursors => 0, // its last segment stays
         };
         let above = LedgerId(known.iter().copied().max().unwrap_or_default().max(removed));
-        let ledgers = &self.ctx.ledgers;
-        let (rng, settings) = (&*ledgers.rng, &ledgers.settings);
-        let (quorum, members) =
-            ledgers
-                .bookies
-                .ensemble(wanted, settings.zones_min, settings.shrink_ensembles, rng)?;
-        if quorum != wanted {
-            tracing::warn!(%quorum, %wanted, "too few bookies: the new ledger has a smaller ensemble");
-        }
-        let ids = &ledgers.shared.ledger_ids;
-        Ok(LedgerInfo {
-            id: ids.next(&*ledgers.store, above).await?,
-            token: CreationToken(rng.id16()),
-            quorum,
-            state: LedgerState::Open,
-            offload: None,
-            fragments: [(EntryId::FIRST, members)].into(),
-            home: self.cell.partition().to_owned(),
-            recovery_epoch: 0,
-            created_ms: ledgers.clock.wall_ms(),
-            revision: Revision(0),
-        })
+        unwritten_ledger(&self.ctx.ledgers, above, wanted, self.cell.partition()).await
     }
+}
+
+/// A ledger with an id above another one's, which is written nowhere yet.
+pub(crate) async fn unwritten_ledger(
+    ledgers: &LedgerContext,
+    above: LedgerId,
+    wanted: Quorum,
+    home: &str,
+) -> Result<LedgerInfo, LedgerError> {
+    let (rng, settings) = (&*ledgers.rng, &ledgers.settings);
+    let (quorum, members) =
+        ledgers
+            .bookies
+            .ensemble(wanted, settings.zones_min, settings.shrink_ensembles, rng)?;
+    if quorum != wanted {
+        tracing::warn!(%quorum, %wanted, "too few bookies: the new ledger has a smaller ensemble");
+    }
+    let ids = &ledgers.shared.ledger_ids;
+    Ok(LedgerInfo {
+        id: ids.next(&*ledgers.store, above).await?,
+        token: CreationToken(rng.id16()),
+        quorum,
+        state: LedgerState::Open,
+        offload: None,
+        fragments: [(EntryId::FIRST, members)].into(),
+        home: home.to_owned(),
+        recovery_epoch: 0,
+        created_ms: ledgers.clock.wall_ms(),
+        revision: Revision(0),
+    })
 }
 
 /// Where a log goes after a rollover.

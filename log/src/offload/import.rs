@@ -15,9 +15,8 @@ use aquifer_ledger::offload::{Copies, Offload, StoredObject};
 use aquifer_ledger::reader::{Wanted, read_range};
 use aquifer_ledger::writer::driver::{LedgerWriter, WriterOwner};
 use aquifer_ledger::writer::machine::LedgerEnd;
-use aquifer_metadata::store::Revision;
 use aquifer_model::entry::EntryData;
-use aquifer_model::id::{AttemptId, CreationToken, EntryId, LedgerId};
+use aquifer_model::id::{AttemptId, EntryId, LedgerId};
 use aquifer_model::quorum::Quorum;
 use aquifer_model::storage::StoredEntry;
 use aquifer_runtime::clock;
@@ -27,6 +26,7 @@ use tokio::sync::watch;
 use crate::context::LogContext;
 use crate::error::LogError;
 use crate::offload::tier::ColdTier;
+use crate::rollover::unwritten_ledger;
 use crate::source::{from_object, stored_object};
 
 /// Entries of one read of the object.
@@ -69,7 +69,7 @@ pub(super) async fn import_ledger(
     }
     let batch = tier.settings.read_bytes.saturating_mul(BATCHES_IN_MEMORY);
     let _memory = tier.memory.acquire(batch).await;
-    let copy = new_ledger(ctx, &info, quorum).await?;
+    let copy = unwritten_ledger(&ctx.ledgers, ledger, quorum, &info.home).await?;
     let _ = begun.set((attempt, copy.id)); // set once
     let copy = imports::begin(store, ledger, attempt, copy).await?;
     let work = Import {
@@ -128,33 +128,6 @@ async fn give_up(
         tracing::info!(%ledger, %into, "re-import of a ledger given up");
     }
     Ok(())
-}
-
-/// A ledger for copies of another one, which is written nowhere yet.
-async fn new_ledger(
-    ctx: &LogContext,
-    of: &LedgerInfo,
-    wanted: Quorum,
-) -> Result<LedgerInfo, LogError> {
-    let ledgers = &ctx.ledgers;
-    let (rng, settings) = (&*ledgers.rng, &ledgers.settings);
-    let (quorum, members) =
-        ledgers
-            .bookies
-            .ensemble(wanted, settings.zones_min, settings.shrink_ensembles, rng)?;
-    let ids = &ledgers.shared.ledger_ids;
-    Ok(LedgerInfo {
-        id: ids.next(&*ledgers.store, of.id).await?,
-        token: CreationToken(rng.id16()),
-        quorum,
-        state: LedgerState::Open,
-        offload: None,
-        fragments: [(EntryId::FIRST, members)].into(),
-        home: of.home.clone(),
-        recovery_epoch: 0,
-        created_ms: ledgers.clock.wall_ms(),
-        revision: Revision(0),
-    })
 }
 
 struct Import<'a> {

@@ -53,6 +53,26 @@ pub(crate) enum Outcome {
     Left,
 }
 
+/// A closed ledger that is in no object, and how it ends; or else what there is to say of it.
+pub(super) async fn unoffloaded(
+    ctx: &LogContext,
+    ledger: LedgerId,
+) -> Result<Result<(LedgerInfo, LedgerEnd), Outcome>, LogError> {
+    let info = ledger_metadata::load_existing(&*ctx.ledgers.store, ledger).await?;
+    match info.offload {
+        Some(Offload::Stored { .. }) => return Ok(Err(Outcome::NothingToDo)),
+        Some(Offload::Claimed { .. }) => return Ok(Err(Outcome::Busy)),
+        None => {}
+    }
+    let LedgerState::Closed(end) = info.state else {
+        return Err(LogError::Invalid(format!("ledger {ledger} is not closed")));
+    };
+    Ok(match end.last_entry {
+        Some(_) => Ok((info, end)),
+        None => Err(Outcome::NothingToDo),
+    })
+}
+
 /// Writes a closed ledger into an object, unless it is in one.
 pub(crate) async fn offload_ledger(
     ctx: &LogContext,
@@ -60,18 +80,10 @@ pub(crate) async fn offload_ledger(
     origin: &Origin,
     (ledger, compression): (LedgerId, OffloadCompression),
 ) -> Result<Outcome, LogError> {
-    let info = ledger_metadata::load_existing(&*ctx.ledgers.store, ledger).await?;
-    match info.offload {
-        Some(Offload::Stored { .. }) => return Ok(Outcome::NothingToDo),
-        Some(Offload::Claimed { .. }) => return Ok(Outcome::Busy),
-        None => {}
-    }
-    let LedgerState::Closed(end) = info.state else {
-        return Err(LogError::Invalid(format!("ledger {ledger} is not closed")));
+    let (info, end) = match unoffloaded(ctx, ledger).await? {
+        Ok(found) => found,
+        Err(outcome) => return Ok(outcome),
     };
-    if end.last_entry.is_none() {
-        return Ok(Outcome::NothingToDo);
-    }
     let work = Attempt::prepare(ctx, tier, &info, compression).await?;
     let info = match objects::claim(&*ctx.ledgers.store, &work.planned).await {
         Ok(info) => info,
