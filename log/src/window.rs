@@ -4,6 +4,7 @@
 //!
 //! Invariant: large ranges leave a part of the read-ahead budget to readers that have little.
 
+use aquifer_ledger::offload::Copies;
 use aquifer_model::id::{AttemptId, EntryId, LedgerId};
 use aquifer_runtime::budget::BytePermit;
 
@@ -56,15 +57,14 @@ impl Window {
 }
 
 impl LogInner {
-    /// The attempt whose object has a ledger that bookies do not have, as far as that is known.
+    /// The attempt whose object has a ledger that bookies do not serve, as far as that is known.
     fn object_of(&self, ledger: LedgerId) -> Option<AttemptId> {
         let infos = self.infos.lock();
-        let offload = infos.get(&ledger)?.offload.as_ref();
-        let offload = offload.filter(|offload| !offload.keeps_copies())?;
-        Some(offload.attempt())
+        let offload = infos.get(&ledger)?.offload.as_ref()?;
+        (!offload.copies().is_none_or(Copies::serve)).then(|| offload.attempt())
     }
 
-    /// Whether bookies do not have a ledger, as far as that is known.
+    /// Whether bookies do not serve a ledger, as far as that is known.
     pub(crate) fn is_in_object(&self, ledger: LedgerId) -> bool {
         self.object_of(ledger).is_some()
     }
