@@ -95,6 +95,17 @@ impl Figures {
         (tasks, since_ms)
     }
 
+    /// What a look has found so far. It may last long, and until its end what the last one found
+    /// is nearer to what there is.
+    pub(crate) fn found_tasks(&self, tasks: usize, since_ms: u64) {
+        let order = Ordering::Relaxed;
+        self.tasks.fetch_max(tasks as u64, order);
+        // A set time stays: no other thread writes it, so the outcome says nothing.
+        let _ = self
+            .tasks_since_ms
+            .compare_exchange(0, since_ms, order, order);
+    }
+
     pub(crate) fn set_tasks(&self, tasks: usize, since_ms: u64) {
         self.tasks.store(tasks as u64, Ordering::Relaxed);
         self.tasks_since_ms.store(since_ms, Ordering::Relaxed);

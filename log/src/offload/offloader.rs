@@ -111,7 +111,7 @@ pub(crate) async fn look(
             (0, asked) => asked.unwrap_or(0),
             (oldest, asked) => asked.map_or(oldest, |asked| oldest.min(asked)),
         };
-        tier.figures.set_tasks(looked.found, oldest_ms);
+        tier.figures.found_tasks(looked.found, oldest_ms);
         page.retain(|task| !rests.0.contains_key(&task.ledger));
         // Offloaders that look at once begin at different places.
         let turn = ctx.ledgers.rng.next_u64() % page.len().max(1) as u64;
