@@ -32,7 +32,7 @@ pub(crate) use self::namespaces::Behind;
 /// without traffic are halved by their number.
 const TOPIC_UNITS_MIN: f64 = 0.01;
 
-/// How long ago the oldest of some messages was stored, in seconds; 0 where there is none.
+/// How long ago the oldest of some messages was stored, in seconds; 0 without messages.
 pub(crate) fn age_seconds(oldest_ms: Option<u64>, now_ms: u64) -> u64 {
     now_ms.saturating_sub(oldest_ms.unwrap_or(now_ms)) / 1_000
 }
