@@ -35,7 +35,7 @@ pub(super) struct Endpoints {
 
 /// What connections are made with.
 struct Access {
-    options: ConnectOptions,
+    options: Arc<ConnectOptions>,
     /// What the options were made of.
     files: PemFiles,
     /// Whether other files were read at the start.
@@ -62,7 +62,7 @@ impl Endpoints {
         config.check()?;
         let files = config.pem_files().await?;
         let access = Access {
-            options: config.connect_options(&files),
+            options: Arc::new(config.connect_options(&files)),
             files,
             is_renewed: false,
         };
@@ -141,7 +141,7 @@ impl Endpoints {
         Ok((asked?, endpoint))
     }
 
-    /// Makes all connections anew, on demand, where the files of TLS are others than they were.
+    /// Makes all connections again, on demand, where the files of TLS are others than they were.
     async fn renew(&self) {
         let files = match self.config.pem_files().await {
             Ok(files) => files,
@@ -156,7 +156,7 @@ impl Endpoints {
                 return;
             }
             *access = Access {
-                options: self.config.connect_options(&files),
+                options: Arc::new(self.config.connect_options(&files)),
                 files,
                 is_renewed: true,
             };
@@ -194,13 +194,13 @@ impl Endpoints {
         let late = |what: &str| format!("etcd at {} did not {what} in {limit:?}", endpoint.url);
         let (options, is_renewed) = {
             let access = self.access.lock();
-            (access.options.clone(), access.is_renewed)
+            (Arc::clone(&access.options), access.is_renewed)
         };
         let client = clock::timeout(limit, endpoint.connect(options))
             .await
             .unwrap_or_else(|_| Err(Failure::Refused(late("log in"))));
         let client = match client {
-            // Files that are read while someone writes them do not fit together: once more.
+            // Files that are read while a process writes them do not fit together: once more.
             Err(Failure::Final(error @ MetadataError::Invalid(_))) if is_renewed => {
                 return Err(Failure::Refused(error.to_string()));
             }
@@ -270,10 +270,14 @@ impl Endpoints {
 
 impl Endpoint {
     /// The client of this member. Without a user this does not connect yet.
-    async fn connect(&self, options: ConnectOptions) -> Result<Client, Failure> {
+    async fn connect(&self, options: Arc<ConnectOptions>) -> Result<Client, Failure> {
         let client = Arc::clone(&self.client.lock());
-        let connect = || Client::connect([self.url.as_str()], Some(options));
-        let client = client.get_or_try_init(connect).await.cloned();
+        if let Some(client) = client.get() {
+            return Ok(client.clone());
+        }
+        // In a box: the future of connecting is large, and would be part of every request's.
+        let connect = || Client::connect([self.url.as_str()], Some((*options).clone()));
+        let client = Box::pin(client.get_or_try_init(connect)).await.cloned();
         client.map_err(|error| at(&self.url, before_sending(&error)))
     }
 
