@@ -7,6 +7,8 @@
 //! - A scope is registered before its record is read, so that no change falls between the read and
 //!   the watch; what was read is dropped when the watch has shown something newer, or when the
 //!   scope was dropped and registered again meanwhile.
+//! - What a request is reading is in use: else requests that come at once would drop each other's
+//!   registrations, and read again without an end.
 //! - A record that cannot be decoded concerns its own scope alone: what was in force there stays
 //!   so, and everything else is followed.
 
@@ -78,6 +80,25 @@ struct Known {
     said: Said,
     /// Which registration this is.
     registration: u64,
+    /// Requests that read it, or a scope below it.
+    reading: usize,
+}
+
+/// Keeps the scopes of a path from being dropped as not in use.
+struct Reading<'a> {
+    inner: &'a Inner,
+    path: &'a [PolicyScope],
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        let mut state = self.inner.state.lock();
+        for scope in self.path {
+            if let Some(known) = state.said.get_mut(scope) {
+                known.reading = known.reading.saturating_sub(1);
+            }
+        }
+    }
 }
 
 /// A record as it was read, and as of when.
@@ -415,32 +436,39 @@ impl Inner {
         scope: &PolicyScope,
     ) -> Result<watch::Receiver<EffectivePolicies>, BrokerError> {
         let path = scope.path();
-        loop {
-            let unread: Vec<(&PolicyScope, u64)> = {
-                let mut state = self.state.lock();
-                if let Some(sender) = state.live.get(scope) {
-                    return Ok(sender.subscribe());
-                }
-                // Registrations whose reads failed are dropped by others that come.
-                state.prune();
-                let unread = |scope| state.register(scope).map(|number| (scope, number));
-                path.iter().filter_map(unread).collect()
+        let (registrations, _reading) = {
+            let mut state = self.state.lock();
+            if let Some(sender) = state.live.get(scope) {
+                return Ok(sender.subscribe());
+            }
+            // Registrations whose reads failed are dropped by others that come.
+            state.prune();
+            let registrations = path.iter().map(|scope| state.register(scope));
+            let registrations: Vec<u64> = registrations.collect();
+            let reading = Reading {
+                inner: self,
+                path: &path,
             };
-            for (scope, registration) in unread {
+            (registrations, reading)
+        };
+        for (scope, registration) in path.iter().zip(registrations) {
+            // Another request may have read it by now.
+            if !self.state.lock().is_read(scope) {
                 let said = self.read(scope).await?;
                 self.learn(scope, said, Some(registration));
             }
-            let mut state = self.state.lock();
-            // Else something was dropped as not in use meanwhile.
-            if let Some(effective) = state.resolved(&path, self.defaults) {
-                // Another request may have been first: all receivers belong to one sender.
-                let sender = state.live.entry(scope.clone());
-                let sender = sender.or_insert_with(|| watch::Sender::new(effective));
-                let receiver = sender.subscribe();
-                state.prune();
-                return Ok(receiver);
-            }
         }
+        let mut state = self.state.lock();
+        let Some(effective) = state.resolved(&path, self.defaults) else {
+            let why = "policies that were read are not there".to_owned();
+            return Err(MetadataError::Unavailable(why).into());
+        };
+        // Another request may have been first: all receivers belong to one sender.
+        let sender = state.live.entry(scope.clone());
+        let sender = sender.or_insert_with(|| watch::Sender::new(effective));
+        let receiver = sender.subscribe();
+        state.prune();
+        Ok(receiver)
     }
 
     /// Takes in what a scope says, unless something newer is known or it is not in use. What was
@@ -470,16 +498,24 @@ impl Inner {
 }
 
 impl State {
-    /// Notes that a scope is in use; the number of the registration if its record is to be read.
-    fn register(&mut self, scope: &PolicyScope) -> Option<u64> {
+    /// Notes that a request reads a scope; answers the number of its registration.
+    fn register(&mut self, scope: &PolicyScope) -> u64 {
         let known = self.said.entry(scope.clone()).or_insert_with(|| {
             self.registrations += 1;
             Known {
                 said: Said::default(),
                 registration: self.registrations,
+                reading: 0,
             }
         });
-        known.said.as_of.is_none().then_some(known.registration)
+        known.reading += 1;
+        known.registration
+    }
+
+    /// Whether it is known what a scope says.
+    fn is_read(&self, scope: &PolicyScope) -> bool {
+        let known = self.said.get(scope);
+        known.is_some_and(|known| known.said.as_of.is_some())
     }
 
     /// What is in force at the end of a path, if all of it is known.
@@ -517,7 +553,10 @@ impl State {
         self.live_after_prune = self.live.len();
         let used: std::collections::HashSet<PolicyScope> =
             self.live.keys().flat_map(PolicyScope::path).collect();
-        self.said.retain(|scope, _| used.contains(scope));
+        let is_used = |scope: &PolicyScope, known: &Known| {
+            known.reading > 0 || used.contains(scope) // a request that reads will use it
+        };
+        self.said.retain(|scope, known| is_used(scope, known));
         self.said_after_prune = self.said.len();
     }
 }

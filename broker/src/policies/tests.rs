@@ -1,14 +1,20 @@
 //! What is in force follows metadata, whatever the order in which changes, reads and watches come.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
-use aquifer_metadata::store::{Operation, Transaction};
+use aquifer_metadata::error::MetadataResult;
+use aquifer_metadata::intercept::Intercept;
+use aquifer_metadata::store::{Operation, PageToken, ScanPage, Transaction};
 use aquifer_model::limits::METADATA_PAGE_KEYS_MAX;
 use aquifer_model::policy::Rollover;
 use aquifer_protocol_api::error::ErrorKind;
 use aquifer_runtime::clock::{self, SystemClock};
 use aquifer_runtime::disk::{Disk, SimDisk};
 use aquifer_runtime::rng::{Rng, SeededRng};
+use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::Barrier;
 
 use super::*;
 
@@ -133,6 +139,71 @@ async fn all_that_begin_to_follow_at_once_are_shown_changes() {
     }
 }
 
+/// A store that counts pages, and answers none of the first before all of them are asked for.
+struct Together {
+    inner: Arc<dyn MetadataStore>,
+    first: Barrier,
+    left: AtomicUsize,
+    pages: AtomicUsize,
+}
+
+#[async_trait]
+impl Intercept for Together {
+    fn inner(&self) -> &dyn MetadataStore {
+        &*self.inner
+    }
+
+    async fn on_scan(
+        &self,
+        prefix: &str,
+        page: Option<PageToken>,
+        limit: usize,
+    ) -> MetadataResult<ScanPage> {
+        let order = Ordering::Relaxed;
+        self.pages.fetch_add(1, order);
+        let is_first = self
+            .left
+            .try_update(order, order, |left| left.checked_sub(1));
+        if is_first.is_ok() {
+            self.first.wait().await;
+        }
+        self.inner.scan(prefix, page, limit).await
+    }
+}
+
+/// After a start, many more topics are loaded at once than scopes are kept that are not in use:
+/// each scope is read once by each request at most, and none drops what another reads.
+#[tokio::test]
+async fn topics_that_are_loaded_at_once_read_each_scope_once() {
+    const TOPICS: usize = 4 * PRUNE_ABOVE;
+    let tasks = TaskGroup::new("test");
+    let store = Arc::new(Together {
+        inner: store(&tasks, 1_000).await,
+        first: Barrier::new(TOPICS),
+        left: AtomicUsize::new(TOPICS),
+        pages: AtomicUsize::new(0),
+    });
+    let inner = Inner {
+        store: Arc::clone(&store) as Arc<dyn MetadataStore>,
+        defaults: EffectivePolicies::default(),
+        state: Mutex::default(),
+    };
+    let scopes = (0..TOPICS).map(|number| PolicyScope::Topic(topic(&format!("t-{number}"))));
+    let scopes: Vec<PolicyScope> = scopes.collect();
+    let followed = scopes.iter().map(|scope| inner.follow(scope));
+    let followed = futures::future::try_join_all(followed).await.unwrap();
+    assert_eq!(followed.len(), TOPICS);
+    let pages = store.pages.load(Ordering::Relaxed);
+    assert!(pages <= 3 * TOPICS, "{pages} pages for {TOPICS} topics");
+    // What no request reads or uses any more goes as before.
+    drop(followed);
+    let mut state = inner.state.lock();
+    state.said_after_prune = 0;
+    state.live_after_prune = 0;
+    state.prune();
+    assert_eq!((state.said.len(), state.live.len()), (0, 0));
+}
+
 /// The watch begins again whenever the store has forgotten what it asks for; a record that cannot
 /// be decoded, in use and not, keeps no other scope from seeing changes then.
 #[tokio::test]
@@ -220,9 +291,9 @@ async fn a_read_for_an_earlier_registration_counts_for_nothing() {
         state: Mutex::default(),
     };
     let scope = PolicyScope::Topic(topic("t"));
-    let first = inner.state.lock().register(&scope).unwrap();
+    let first = inner.state.lock().register(&scope);
     inner.state.lock().said.clear();
-    let second = inner.state.lock().register(&scope).unwrap();
+    let second = inner.state.lock().register(&scope);
     inner.learn(&scope, Said::at(entries(1), Revision(10)), Some(first));
     assert!(inner.state.lock().said[&scope].said.as_of.is_none());
     inner.learn(&scope, Said::at(entries(2), Revision(11)), Some(second));
