@@ -4,6 +4,7 @@
 //! was made with, so that after a failure their files are read again.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -21,6 +22,9 @@ use crate::etcd::errors::{Failure, before_sending, classify};
 /// First and longest wait after every member was asked once in vain.
 const PAUSE_FIRST: Duration = Duration::from_millis(25);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// A future in a box.
+type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The members.
 pub(super) struct Endpoints {
@@ -136,9 +140,14 @@ impl Endpoints {
         let asked = self.ask(&endpoint, limit, ask).await;
         if let Err(Failure::Refused(_) | Failure::Unknown(_)) = &asked {
             self.leave(index);
-            self.renew().await;
+            self.renewing().await;
         }
         Ok((asked?, endpoint))
+    }
+
+    /// In a box, as connecting is.
+    fn renewing(&self) -> Boxed<'_, ()> {
+        Box::pin(self.renew())
     }
 
     /// Makes all connections again, on demand, where the files of TLS are others than they were.
@@ -206,7 +215,7 @@ impl Endpoints {
             }
             client => client?,
         };
-        let asked = clock::timeout(limit, ask(client.clone())).await;
+        let asked = clock::timeout(limit, boxed(ask, client.clone())).await;
         let failure = match asked {
             Ok(Ok(result)) => return Ok(result),
             Ok(Err(error)) => at(&endpoint.url, classify(&error)),
@@ -275,16 +284,28 @@ impl Endpoint {
         if let Some(client) = client.get() {
             return Ok(client.clone());
         }
-        // In a box: the future of connecting is large, and would be part of every request's.
-        let connect = || Client::connect([self.url.as_str()], Some((*options).clone()));
-        let client = Box::pin(client.get_or_try_init(connect)).await.cloned();
+        let connecting = client.get_or_try_init(|| self.connecting(options));
+        let client = connecting.await.cloned();
         client.map_err(|error| at(&self.url, before_sending(&error)))
+    }
+
+    /// In a box, made here: the future of connecting is large, and would be part of every request's,
+    /// or at least of its stack.
+    fn connecting(&self, options: Arc<ConnectOptions>) -> Boxed<'_, Result<Client, Error>> {
+        Box::pin(
+            async move { Client::connect([self.url.as_str()], Some((*options).clone())).await },
+        )
     }
 
     /// Changes when a request to this member has failed.
     pub(super) fn failures(&self) -> watch::Receiver<u64> {
         self.failures.subscribe()
     }
+}
+
+/// A request in a box: its future is large, and would be part of those of all callers.
+fn boxed<Fut>(ask: impl FnOnce(Client) -> Fut, client: Client) -> Pin<Box<Fut>> {
+    Box::pin(ask(client))
 }
 
 /// Says where it happened.
