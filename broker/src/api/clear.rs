@@ -14,7 +14,8 @@ use crate::security::audit::cause::Create;
 use crate::topic::pull::{ClearTo, Pull};
 
 impl Broker {
-    /// Answers how many messages are given up. Whether it may be asked `again` is the caller's to say.
+    /// Answers how many messages are given up. Whether it may be asked `again` is for the caller to
+    /// say.
     pub(super) async fn clear_here(
         &self,
         topic: &TopicName,
