@@ -289,8 +289,8 @@ impl Endpoint {
         client.map_err(|error| at(&self.url, before_sending(&error)))
     }
 
-    /// In a box, made here: the future of connecting is large, and would be part of every request's,
-    /// or at least of its stack.
+    /// In a box, made here: the future of connecting is large, and would be part of every
+    /// request's, or at least of its stack.
     fn connecting(&self, options: Arc<ConnectOptions>) -> Boxed<'_, Result<Client, Error>> {
         Box::pin(
             async move { Client::connect([self.url.as_str()], Some((*options).clone())).await },
