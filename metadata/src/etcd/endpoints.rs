@@ -201,20 +201,9 @@ impl Endpoints {
         Fut: Future<Output = Result<T, Error>>,
     {
         let late = |what: &str| format!("etcd at {} did not {what} in {limit:?}", endpoint.url);
-        let (options, is_renewed) = {
-            let access = self.access.lock();
-            (Arc::clone(&access.options), access.is_renewed)
-        };
-        let client = clock::timeout(limit, endpoint.connect(options))
+        let client = clock::timeout(limit, endpoint.connect(&self.access))
             .await
-            .unwrap_or_else(|_| Err(Failure::Refused(late("log in"))));
-        let client = match client {
-            // Files that are read while a process writes them do not fit together: once more.
-            Err(Failure::Final(error @ MetadataError::Invalid(_))) if is_renewed => {
-                return Err(Failure::Refused(error.to_string()));
-            }
-            client => client?,
-        };
+            .unwrap_or_else(|_| Err(Failure::Refused(late("log in"))))?;
         let asked = clock::timeout(limit, boxed(ask, client.clone())).await;
         let failure = match asked {
             Ok(Ok(result)) => return Ok(result),
@@ -279,14 +268,26 @@ impl Endpoints {
 
 impl Endpoint {
     /// The client of this member. Without a user this does not connect yet.
-    async fn connect(&self, options: Arc<ConnectOptions>) -> Result<Client, Failure> {
+    async fn connect(&self, access: &Mutex<Access>) -> Result<Client, Failure> {
         let client = Arc::clone(&self.client.lock());
         if let Some(client) = client.get() {
             return Ok(client.clone());
         }
+        // Behind the cell: one that is taken before a renewal is given up by it, and none that
+        // comes after it is filled with what was before.
+        let (options, is_renewed) = {
+            let access = access.lock();
+            (Arc::clone(&access.options), access.is_renewed)
+        };
         let connecting = client.get_or_try_init(|| self.connecting(options));
         let client = connecting.await.cloned();
-        client.map_err(|error| at(&self.url, before_sending(&error)))
+        client.map_err(|error| match before_sending(&error) {
+            // Files that are read while a process writes them do not fit together: once more.
+            Failure::Final(error @ MetadataError::Invalid(_)) if is_renewed => {
+                at(&self.url, Failure::Refused(error.to_string()))
+            }
+            failure => at(&self.url, failure),
+        })
     }
 
     /// In a box, made here: the future of connecting is large, and would be part of every
