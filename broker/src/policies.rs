@@ -553,10 +553,8 @@ impl State {
         self.live_after_prune = self.live.len();
         let used: std::collections::HashSet<PolicyScope> =
             self.live.keys().flat_map(PolicyScope::path).collect();
-        let is_used = |scope: &PolicyScope, known: &Known| {
-            known.reading > 0 || used.contains(scope) // a request that reads will use it
-        };
-        self.said.retain(|scope, known| is_used(scope, known));
+        self.said
+            .retain(|scope, known| known.reading > 0 || used.contains(scope));
         self.said_after_prune = self.said.len();
     }
 }
