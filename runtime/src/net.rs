@@ -6,20 +6,19 @@ pub mod dial;
 pub mod fetch;
 pub mod gathered;
 pub mod http;
+pub mod reserve;
 pub mod stream;
 pub mod tls;
 
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::ops::Range;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
 pub use crate::error::NetError;
-use crate::rng::Rng;
 
 /// An address to listen on; port 0 lets the operating system choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -99,62 +98,25 @@ impl fmt::Display for ListenAddress {
 )]
 pub async fn bind(address: ListenAddress) -> Result<(TcpListener, SocketAddr), NetError> {
     let wanted = address.0;
-    let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::AddrInUse => NetError::InUse { address: wanted },
-        io::ErrorKind::AddrNotAvailable => NetError::NotLocal { address: wanted },
-        io::ErrorKind::PermissionDenied => NetError::Denied { address: wanted },
-        _ => NetError::Io {
-            address: wanted,
-            source,
-        },
-    };
+    let failed = |source| failed(wanted, source);
     let listener = TcpListener::bind(wanted).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     Ok((listener, bound))
 }
 
-/// Ports above those of services and below those that operating systems give to outgoing
-/// connections.
-const KEPT_PORTS: Range<u16> = 10_240..32_768;
-const KEPT_ATTEMPTS: usize = 64;
-
-/// Listens on a loopback port that is to be listened at by another process, once this listener is
-/// dropped. It lies where no outgoing connection gets its port, so that between the two only
-/// another listener might take it.
-///
-/// # Errors
-/// When no port is free.
-pub async fn bind_kept(rng: &dyn Rng) -> Result<(TcpListener, SocketAddr), NetError> {
-    for _ in 0..KEPT_ATTEMPTS {
-        let below = rng.below(u64::from(KEPT_PORTS.end - KEPT_PORTS.start));
-        let port = KEPT_PORTS.start + u16::try_from(below).unwrap_or_default();
-        let address = ListenAddress(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-        match bind(address).await {
-            Err(NetError::InUse { .. }) => {}
-            outcome => return outcome,
-        }
+/// Why a socket cannot have an address.
+fn failed(address: SocketAddr, source: io::Error) -> NetError {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => NetError::InUse { address },
+        io::ErrorKind::AddrNotAvailable => NetError::NotLocal { address },
+        io::ErrorKind::PermissionDenied => NetError::Denied { address },
+        _ => NetError::Io { address, source },
     }
-    bind(ListenAddress::loopback_any_port()).await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::{SeededRng, SystemRng};
-
-    #[tokio::test]
-    async fn a_kept_port_is_free_and_none_of_outgoing_connections() {
-        let rng = SeededRng::new(1);
-        let (first, at) = bind_kept(&rng).await.unwrap();
-        assert!(KEPT_PORTS.contains(&at.port()), "{at}");
-        // The same draw again meets the port that is taken, and goes on.
-        let (_second, other) = bind_kept(&SeededRng::new(1)).await.unwrap();
-        assert_ne!(at, other);
-        drop(first);
-        let (_again, _) = bind(ListenAddress(at)).await.unwrap();
-        let (_, drawn) = bind_kept(&SystemRng).await.unwrap();
-        assert!(KEPT_PORTS.contains(&drawn.port()), "{drawn}");
-    }
 
     #[test]
     fn addresses_parse_or_say_what_to_give() {

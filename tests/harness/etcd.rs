@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use aquifer_runtime::net::bind_kept;
+use aquifer_runtime::net::reserve::{Reserved, reserve};
 use aquifer_runtime::rng::SystemRng;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -99,9 +99,9 @@ pub struct Etcd {
 
 #[derive(Debug)]
 struct Member {
-    client: u16,
-    peer: u16,
-    metrics: u16,
+    client: Reserved,
+    peer: Reserved,
+    metrics: Reserved,
     process: Option<Child>,
 }
 
@@ -123,16 +123,18 @@ impl Etcd {
     }
 
     async fn try_start(options: EtcdOptions) -> Result<Etcd> {
-        let ports = free_ports(3 * options.members).await?;
-        let members = ports.chunks(3).map(|ports| Member {
-            client: ports[0],
-            peer: ports[1],
-            metrics: ports[2],
-            process: None,
-        });
+        let mut members = Vec::with_capacity(options.members);
+        for _ in 0..options.members {
+            members.push(Member {
+                client: reserve(&SystemRng)?,
+                peer: reserve(&SystemRng)?,
+                metrics: reserve(&SystemRng)?,
+                process: None,
+            });
+        }
         let mut etcd = Etcd {
             folder: tempfile::tempdir()?,
-            members: members.collect(),
+            members,
             options,
         };
         for number in 0..etcd.len() {
@@ -159,12 +161,12 @@ impl Etcd {
     /// The URL of a member.
     pub fn url(&self, number: usize) -> String {
         let scheme = self.scheme();
-        format!("{scheme}://127.0.0.1:{}", self.members[number].client)
+        format!("{scheme}://{}", self.members[number].client.address())
     }
 
     /// Where a member listens for clients.
     pub fn address(&self, number: usize) -> String {
-        format!("127.0.0.1:{}", self.members[number].client)
+        self.members[number].client.address().to_string()
     }
 
     fn scheme(&self) -> &'static str {
@@ -175,7 +177,7 @@ impl Etcd {
     }
 
     fn spawn(&mut self, number: usize) -> Result<()> {
-        let peer = |member: &Member| format!("http://127.0.0.1:{}", member.peer);
+        let peer = |member: &Member| format!("http://{}", member.peer.address());
         let cluster: Vec<String> = self
             .members
             .iter()
@@ -198,7 +200,7 @@ impl Etcd {
             .args(["--initial-cluster-token", &cluster.concat()])
             .args([
                 "--listen-metrics-urls",
-                &format!("http://127.0.0.1:{}", member.metrics),
+                &format!("http://{}", member.metrics.address()),
             ])
             // Half of the defaults: leaders are replaced, and leases end, sooner.
             .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
@@ -229,16 +231,14 @@ impl Etcd {
             let Some(process) = &mut member.process else {
                 continue;
             };
-            let metrics = member.metrics;
+            let metrics = member.metrics.address().to_string();
             let healthy = until("a healthy member of etcd", || {
-                let ended = process.try_wait();
+                let (ended, metrics) = (process.try_wait(), &metrics);
                 async move {
                     if let Some(status) = ended? {
                         bail!("etcd has ended with {status}");
                     }
-                    let answer = http::get(&local(metrics), "/health")
-                        .await
-                        .unwrap_or_default();
+                    let answer = http::get(metrics, "/health").await.unwrap_or_default();
                     Ok(answer.contains("\"health\":\"true\"").then_some(()))
                 }
             });
@@ -253,12 +253,9 @@ impl Etcd {
     /// # Errors
     /// When none does for a long time.
     pub async fn leader(&self) -> Result<usize> {
-        let ports: Vec<u16> = self.members.iter().map(|member| member.metrics).collect();
         until("a leader of etcd", || async {
-            for (number, port) in ports.iter().enumerate() {
-                let metrics = http::get(&local(*port), "/metrics")
-                    .await
-                    .unwrap_or_default();
+            for (number, member) in self.members.iter().enumerate() {
+                let metrics = member.metrics().await.unwrap_or_default();
                 if metrics
                     .lines()
                     .any(|line| line == "etcd_server_is_leader 1")
@@ -276,7 +273,7 @@ impl Etcd {
     /// # Errors
     /// When it does not answer.
     pub async fn applied(&self, number: usize) -> Result<u64> {
-        let metrics = http::get(&local(self.members[number].metrics), "/metrics").await?;
+        let metrics = self.members[number].metrics().await?;
         let mut lines = metrics.lines();
         let applied =
             lines.find_map(|line| line.strip_prefix("etcd_server_proposals_applied_total "));
@@ -366,15 +363,8 @@ impl Drop for Etcd {
     }
 }
 
-/// Ports that were free a moment ago.
-async fn free_ports(count: usize) -> Result<Vec<u16>> {
-    let mut held = Vec::with_capacity(count);
-    for _ in 0..count {
-        held.push(bind_kept(&SystemRng).await?);
+impl Member {
+    async fn metrics(&self) -> Result<String> {
+        http::get(&self.metrics.address().to_string(), "/metrics").await
     }
-    Ok(held.iter().map(|(_, address)| address.port()).collect())
-}
-
-fn local(port: u16) -> String {
-    format!("127.0.0.1:{port}")
 }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use aquifer_client::Client;
 use aquifer_runtime::clock::SystemClock;
 use aquifer_runtime::config::env;
-use aquifer_runtime::net;
+use aquifer_runtime::net::reserve::{Reserved, reserve};
 use aquifer_runtime::rng::SystemRng;
 use aquifer_runtime::task::spawn_thread;
 use rustix::process::{Pid, Signal, kill_process};
@@ -77,7 +77,7 @@ pub struct ServerOptions {
 pub struct Server {
     data_dir: PathBuf,
     options: ServerOptions,
-    ports: [u16; 3],
+    ports: [Reserved; 3],
     child: Option<Child>,
     starts: u32,
     printed: Arc<Mutex<String>>,
@@ -94,18 +94,13 @@ impl Server {
         Ok(server)
     }
 
-    /// A server that is not started yet, with ports chosen.
+    /// A server that is not started yet, with ports that stay its own.
     ///
     /// # Errors
     /// When no port is free.
     pub async fn prepare(data_dir: &Path, options: ServerOptions) -> Result<Server> {
-        let mut ports = [0; 3];
-        let mut held = Vec::new();
-        for port in &mut ports {
-            let (listener, address) = net::bind_kept(&SystemRng).await?;
-            *port = address.port();
-            held.push(listener);
-        }
+        let port = || reserve(&SystemRng);
+        let ports = [port()?, port()?, port()?];
         let data_dir = data_dir.to_owned();
         let printed = Arc::default();
         Ok(Server {
@@ -121,19 +116,19 @@ impl Server {
     /// Where clients connect.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.ports[0])
+        format!("http://{}", self.ports[0].address())
     }
 
     /// Where health and metrics are.
     #[must_use]
     pub fn http(&self) -> String {
-        format!("127.0.0.1:{}", self.ports[2])
+        self.ports[2].address().to_string()
     }
 
     /// Where the bookie's storage service is.
     #[must_use]
     pub fn bookie(&self) -> String {
-        format!("127.0.0.1:{}", self.ports[1])
+        self.ports[1].address().to_string()
     }
 
     /// The data directory.
@@ -171,7 +166,8 @@ impl Server {
         ensure!(self.child.is_none(), "it is running");
         self.starts += 1;
         let log = self.log_path(self.starts);
-        let [grpc, bookie, http] = self.ports.map(|port| format!("127.0.0.1:{port}"));
+        let address = |port: &Reserved| port.address().to_string();
+        let [grpc, bookie, http] = self.ports.each_ref().map(address);
         let mut child = Command::new(binary())
             .arg("standalone")
             .args(["--data-dir".as_ref(), self.data_dir.as_os_str()])

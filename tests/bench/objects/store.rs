@@ -12,7 +12,7 @@ use aquifer_cold::store::ColdStore;
 use aquifer_harness::server::ServerOptions;
 use aquifer_harness::wait::until;
 use aquifer_runtime::config::env;
-use aquifer_runtime::net;
+use aquifer_runtime::net::reserve::{Reserved, reserve};
 use aquifer_runtime::rng::SystemRng;
 use tokio::net::TcpStream;
 
@@ -24,8 +24,8 @@ const SECRET: &str = "bench-secret";
 pub struct Store {
     pub name: &'static str,
     config: StoreConfig,
-    /// With its process, if it has one.
-    process: Option<Child>,
+    /// Its process and the port of this, if it has one.
+    process: Option<(Child, Reserved)>,
 }
 
 impl Store {
@@ -59,8 +59,8 @@ impl Store {
         let (key, secret) = (directory.join("key"), directory.join("secret"));
         fs::write(&key, KEY)?;
         fs::write(&secret, SECRET)?;
-        let (held, address) = net::bind_kept(&SystemRng).await?;
-        drop(held);
+        let port = reserve(&SystemRng)?;
+        let address = port.address();
         let process = Command::new(&program)
             .args(["--port", &address.to_string()])
             .args(["--access", KEY, "--secret", SECRET])
@@ -81,7 +81,7 @@ impl Store {
                 secret_key_file: secret,
                 ..StoreConfig::default()
             },
-            process: Some(process),
+            process: Some((process, port)),
         };
         until("the S3 server to listen", || async {
             Ok(TcpStream::connect(address).await.is_ok().then_some(()))
@@ -136,7 +136,7 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        if let Some(process) = &mut self.process {
+        if let Some((process, _)) = &mut self.process {
             // It may have ended by itself.
             let _ = process.kill();
             let _ = process.wait();

@@ -9,7 +9,7 @@ use aquifer_harness::etcd::{Etcd, EtcdOptions};
 use aquifer_harness::http::get;
 use aquifer_harness::server::binary;
 use aquifer_harness::wait::until;
-use aquifer_runtime::net;
+use aquifer_runtime::net::reserve::reserve;
 use aquifer_runtime::rng::SystemRng;
 
 /// A child that does not outlive its test.
@@ -37,9 +37,8 @@ async fn a_bookie_waits_for_an_etcd_that_starts_later() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut etcd = Etcd::start(EtcdOptions::members(1)).await?;
     etcd.kill(0)?;
-    let (held, http) = net::bind_kept(&SystemRng).await?;
-    drop(held);
-    let http = http.to_string();
+    let port = reserve(&SystemRng)?;
+    let http = port.address().to_string();
     let (out, log) = (folder.path().join("out"), folder.path().join("log"));
     let child = Command::new(binary())
         .args(["bookie", "--wait-for-metadata", "2m"])

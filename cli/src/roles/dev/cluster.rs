@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use aquifer_runtime::clock::{self, Clock, SystemClock};
 use aquifer_runtime::net::ListenAddress;
+use aquifer_runtime::net::reserve::Reserved;
 use futures::FutureExt;
 use futures::future::{join_all, select_all, try_join_all};
 use rustix::process::{Pid, Signal, kill_process};
@@ -39,6 +40,8 @@ const LOG_LINES: usize = 20;
 #[derive(Debug, Default)]
 pub struct Cluster {
     children: Vec<Child>,
+    /// The ports of the children, also while these do not run.
+    reserved: Vec<Reserved>,
 }
 
 /// A process.
@@ -80,7 +83,8 @@ impl Cluster {
             CliError::failed(format!("cannot create {}: {error}", logs.display()))
         })?;
         plan.certify()?;
-        let ports = free_addresses(wanted(&plan)).await?;
+        let (ports, reserved) = free_addresses(wanted(&plan)).await?;
+        self.reserved = reserved;
         let [client, peer, others @ ..] = ports.as_slice() else {
             return Err(CliError::failed("there are too few free ports"));
         };

@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use aquifer_runtime::net::{self, ListenAddress};
+use aquifer_runtime::net::reserve::{Reserved, reserve};
+use aquifer_runtime::net::{self, ListenAddress, NetError};
 use aquifer_runtime::rng::SystemRng;
 use serde_json::json;
 
@@ -290,21 +291,26 @@ fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// Finds free ports for processes that are started next. They are held until all are found, so that
-/// no two are the same, and free again when this returns.
+/// Addresses for processes that are started next, and what keeps them for these processes.
 ///
 /// # Errors
 /// When there are none, or the wanted address is taken.
-pub async fn free_addresses(wanted: Vec<ListenAddress>) -> Result<Vec<SocketAddr>, CliError> {
-    let mut held = Vec::with_capacity(wanted.len());
+pub async fn free_addresses(
+    wanted: Vec<ListenAddress>,
+) -> Result<(Vec<SocketAddr>, Vec<Reserved>), CliError> {
+    let taken = |error: NetError| CliError::failed(error.to_string());
+    let mut addresses = Vec::with_capacity(wanted.len());
+    let mut reserved = Vec::with_capacity(wanted.len());
     for address in wanted {
-        let bound = match address == ListenAddress::loopback_any_port() {
-            true => net::bind_kept(&SystemRng).await,
-            false => net::bind(address).await,
-        };
-        held.push(bound.map_err(|error| CliError::failed(error.to_string()))?);
+        if address == ListenAddress::loopback_any_port() {
+            let port = reserve(&SystemRng).map_err(taken)?;
+            addresses.push(port.address());
+            reserved.push(port);
+        } else {
+            addresses.push(net::bind(address).await.map_err(taken)?.1);
+        }
     }
-    Ok(held.into_iter().map(|(_, address)| address).collect())
+    Ok((addresses, reserved))
 }
 
 #[cfg(test)]
@@ -348,7 +354,7 @@ mod tests {
     #[tokio::test]
     async fn ports_are_distinct_and_a_taken_one_is_named() {
         let any = ListenAddress::loopback_any_port();
-        let found = free_addresses(vec![any; 3]).await.unwrap();
+        let (found, _reserved) = free_addresses(vec![any; 3]).await.unwrap();
         let distinct: std::collections::BTreeSet<_> = found.iter().collect();
         assert_eq!(distinct.len(), 3);
         let (held, address) = net::bind(any).await.unwrap();
