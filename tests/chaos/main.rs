@@ -63,8 +63,9 @@ struct Args {
     /// How soon every client must continue after a fault was healed.
     #[arg(long, default_value_t = 60)]
     heal_seconds: u64,
-    /// Only these faults, separated by commas, by their names (`KillBookie`). `LoseThreeVolumes`
-    /// destroys more than is promised to survive: a run with it must find a violation.
+    /// Only these faults, separated by commas, by their names (`KillBookie`); the run goes on until
+    /// each has come. `LoseThreeVolumes` destroys more than is promised to survive: a run with it
+    /// must find a violation.
     #[arg(long, value_delimiter = ',')]
     faults: Vec<String>,
     /// Where files go; a temporary folder otherwise. It is kept when something was violated.
@@ -214,7 +215,7 @@ impl Run {
         let mut outage_left = args.outage_seconds > 0;
         let mut acknowledged_in_outage = 0;
         let mut outage = Duration::ZERO;
-        while traffic.now() - started < length + outage || outage_left {
+        while traffic.now() - started < length + outage || outage_left || self.misses(args) {
             if outage_left && traffic.now() - started >= length / 2 {
                 outage_left = false;
                 let began = traffic.now();
@@ -301,6 +302,12 @@ impl Run {
             fault::heal(fault, &mut self.cluster).await?;
         }
         self.recover(traffic, limit).await
+    }
+
+    /// Whether a fault that was asked for by its name has not come yet.
+    fn misses(&self, args: &Args) -> bool {
+        let has_come = |kind: &Kind| self.counts.contains_key(&format!("{kind:?}"));
+        !args.faults.is_empty() && !self.kinds.iter().all(has_come)
     }
 
     fn draw(&mut self) -> Kind {

@@ -34,6 +34,8 @@ const UNREACHABLE: [&str; 8] = [
 ];
 /// How long schemathesis makes up requests, each time.
 const SECONDS: &str = "20";
+/// How long it waits for an answer. Generous, because CI machines stall.
+const ANSWERED_SECONDS: &str = "120";
 const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,\
                       response_schema_conformance";
 
@@ -136,13 +138,8 @@ async fn schemathesis_finds_no_server_error_and_no_answer_beyond_the_document() 
             .arg(Path::new(FOLDER).join(config))
             .args(["run", "--phases", "coverage,fuzzing", "--seed", "1"])
             .args(["--max-examples", "5", "--max-time", SECONDS])
-            .args([
-                "--request-timeout",
-                "20",
-                "--no-shrink",
-                "--warnings",
-                "off",
-            ])
+            .args(["--request-timeout", ANSWERED_SECONDS, "--no-shrink"])
+            .args(["--warnings", "off"])
             // What is not built says so with 501.
             .args(["--exclude-operation-id", "GrowTopic"])
             // It takes ids from earlier answers: that of its own token is among them.
