@@ -26,6 +26,19 @@ const QUEUED_EVENTS_MAX: usize = 2_048;
 /// Credit that a consumer is told of at once: it is told of more with what it is sent.
 const AHEAD_BYTES_MAX: u64 = 1 << 20;
 
+/// What a consumer's subscription may use, by one look at what its client has taken and what the
+/// budget has: with two looks, between which the client takes everything, the first would find
+/// nothing left to use, and the second nothing to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Allowance {
+    /// Totals, of messages and of bytes.
+    pub(super) messages: u64,
+    pub(super) bytes: u64,
+    /// A task has to wait until the client has read on: something waits, or so much is in flight
+    /// that bytes were held back. Else there are bytes left, and the next delivery looks again.
+    pub(super) is_held_back: bool,
+}
+
 /// One consumer's way out.
 pub(super) struct Outbox {
     sender: mpsc::Sender<ConsumerEvent>,
@@ -88,11 +101,18 @@ impl Outbox {
         self.granted = (self.granted.0.max(messages), self.granted.1.max(bytes));
     }
 
-    /// The totals that the subscription may use: what was granted, and no more bytes than fit.
-    pub(super) fn credit(&mut self) -> (u64, u64) {
+    /// What the subscription may use of what was granted: no more bytes than fit.
+    pub(super) fn allowance(&mut self) -> Allowance {
         self.look();
-        let bytes = self.used_bytes.saturating_add(self.ahead());
-        (self.granted.0, self.granted.1.min(bytes))
+        let (piled, ahead) = (self.piled(), self.ahead());
+        let (messages, granted) = self.granted;
+        let bytes = granted.min(self.used_bytes.saturating_add(ahead));
+        let stopped = piled > self.bytes_max / 2 || (piled > 0 && ahead == 0);
+        Allowance {
+            messages,
+            bytes,
+            is_held_back: !self.queue.is_empty() || (bytes < granted && stopped),
+        }
     }
 
     /// Bytes in flight to the client, as far as this knows.
@@ -107,16 +127,6 @@ impl Outbox {
         let own = self.bytes_max.saturating_sub(piled).min(AHEAD_BYTES_MAX);
         let shared = u64::try_from(self.budget.room_bytes()).unwrap_or(u64::MAX);
         own.min(shared.max(u64::from(piled == 0)))
-    }
-
-    /// Whether a task has to wait until the client has read on: something waits, or so much is in
-    /// flight that credit was held back. With less in flight there is credit left, and the next
-    /// delivery looks again.
-    pub(super) fn is_throttled(&mut self) -> bool {
-        let (_, bytes) = self.credit();
-        let (piled, ahead) = (self.piled(), self.ahead());
-        let stopped = piled > self.bytes_max / 2 || (piled > 0 && ahead == 0);
-        !self.queue.is_empty() || (bytes < self.granted.1 && stopped)
     }
 
     pub(super) fn push(&mut self, event: ConsumerEvent) {
@@ -263,4 +273,91 @@ pub(super) fn messages_of(delivery: &Delivery) -> u64 {
         .map(|range| range.last.0 + 1 - range.first.0)
         .sum();
     u64::from(delivery.message_count).saturating_sub(skipped)
+}
+
+#[cfg(test)]
+mod tests {
+    use aquifer_model::format::FORMAT_NATIVE;
+    use aquifer_model::id::{EntryId, Index, LedgerId, OwnerEpoch, SeekEpoch};
+    use aquifer_protocol_api::consumer::Held;
+    use aquifer_protocol_api::producer::StoredAt;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const WHOLE: usize = 4_096;
+    const QUEUE: usize = 2_048;
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Grant(u64),
+        Send(usize),
+        Read,
+        OthersTake(usize),
+        OthersGiveBack,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            (1..4_000_u64).prop_map(Step::Grant),
+            (1..1_500_usize).prop_map(Step::Send),
+            Just(Step::Read),
+            (1..WHOLE).prop_map(Step::OthersTake),
+            Just(Step::OthersGiveBack),
+        ];
+        prop::collection::vec(step, 1..60)
+    }
+
+    fn deliveries(bytes: usize) -> ConsumerEvent {
+        let delivery = Delivery {
+            at: StoredAt {
+                ledger: LedgerId(1),
+                entry: EntryId(0),
+                base_index: Index(0),
+            },
+            broker_time_ms: 0,
+            redelivered: Vec::new(),
+            skip: Vec::new(),
+            message_count: 1,
+            format: FORMAT_NATIVE,
+            body: vec![0; bytes].into(),
+            held: Held::default(),
+        };
+        ConsumerEvent::Deliveries {
+            owner_epoch: OwnerEpoch(1),
+            seek_epoch: SeekEpoch(0),
+            deliveries: vec![delivery],
+        }
+    }
+
+    proptest! {
+        /// A client that grants more than it was sent may be sent more, or is waited for: else
+        /// nothing would happen any more.
+        #[test]
+        fn who_may_be_sent_nothing_is_waited_for(steps in steps()) {
+            let whole = ByteBudget::new(WHOLE);
+            let (mut out, mut events) = Outbox::new(QUEUE, whole.child(usize::MAX));
+            let (mut granted, mut sent, mut others) = (0, 0, Vec::new());
+            for step in steps {
+                match step {
+                    Step::Grant(bytes) => {
+                        granted += bytes;
+                        out.grant(u64::MAX, granted);
+                    }
+                    Step::Send(bytes) => {
+                        sent += bytes as u64;
+                        out.push(deliveries(bytes));
+                    }
+                    Step::Read => drop(events.try_recv()),
+                    Step::OthersTake(bytes) => others.extend(whole.try_acquire(bytes)),
+                    Step::OthersGiveBack => others.clear(),
+                }
+                let allowed = out.allowance();
+                prop_assert!(allowed.bytes <= granted);
+                if granted > sent {
+                    prop_assert!(allowed.bytes > sent || allowed.is_held_back, "{allowed:?}");
+                }
+            }
+        }
+    }
 }

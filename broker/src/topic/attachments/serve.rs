@@ -414,9 +414,7 @@ impl Slot {
                 seek_epoch,
                 deliveries,
             });
-            let (granted_messages, granted_bytes) = out.credit();
-            self.state.credit(consumer, granted_messages, granted_bytes);
-            self.watch(cx, consumer);
+            self.allow(cx, consumer);
         }
         if cx.rates.is_limited(Flow::Dispatch) {
             self.pacing.take(&cx.rates, Cost { messages, bytes });

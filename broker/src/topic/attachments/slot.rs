@@ -180,8 +180,6 @@ impl Slot {
         match request {
             ConsumerRequest::Credit { messages, bytes } => {
                 out.grant(messages, bytes);
-                let (messages, bytes) = out.credit();
-                self.state.credit(consumer, messages, bytes);
             }
             ConsumerRequest::Acknowledge(_) | ConsumerRequest::Seek { .. } if cursors.is_full() => {
                 self.fail(cx, consumer, BrokerError::Log(LogError::Overloaded).into());
@@ -195,8 +193,8 @@ impl Slot {
                 wanted = Some(SeekWanted { request_id, place });
             }
         }
+        self.allow(cx, consumer);
         self.wake();
-        self.watch(cx, consumer);
         wanted
     }
 
@@ -311,20 +309,25 @@ impl Slot {
     pub(super) fn tell(&mut self, cx: &TopicContext, consumer: ConsumerId, event: ConsumerEvent) {
         if let Some(out) = self.consumers.get_mut(&consumer) {
             out.push(event);
-            self.watch(cx, consumer);
+            self.allow(cx, consumer);
         }
     }
 
-    /// Makes sure that a consumer that was held back continues when its client has read on.
-    pub(super) fn watch(&mut self, cx: &TopicContext, consumer: ConsumerId) {
+    /// Tells the subscription what a consumer may be sent, and makes sure that one that is held back
+    /// continues when its client has read on.
+    pub(super) fn allow(&mut self, cx: &TopicContext, consumer: ConsumerId) {
         let Some(out) = self.consumers.get_mut(&consumer) else {
             return;
         };
         if out.is_overfull() {
             self.fail(cx, consumer, BrokerError::SlowClient.into());
-        } else if out.is_throttled() && !cx.life.is_ending() {
+            return;
+        }
+        let allowed = out.allowance();
+        if allowed.is_held_back && !cx.life.is_ending() {
             out.watch(self.id, consumer, &cx.mailbox, &cx.shared.tasks);
         }
+        self.state.credit(consumer, allowed.messages, allowed.bytes);
     }
 
     /// A client has taken much of what was queued for it.
@@ -337,10 +340,8 @@ impl Slot {
             return;
         }
         out.drained();
-        let (messages, bytes) = out.credit();
-        self.state.credit(consumer, messages, bytes);
+        self.allow(cx, consumer);
         self.wake();
-        self.watch(cx, consumer);
     }
 
     /// Ends a session with an error.
