@@ -283,9 +283,16 @@ impl Connection {
 
 fn normalize(url: &str) -> Result<Arc<str>> {
     let bad = |reason: &str| ClientError::Url {
-        given: url.to_owned(),
+        // What stands before an `@` may be a password, and errors are logged.
+        given: match url.rsplit_once('@') {
+            Some((_, address)) => format!("…@{address}"),
+            None => url.to_owned(),
+        },
         reason: reason.to_owned(),
     };
+    if url.contains('@') {
+        return Err(bad("without a user or a password: brokers take tokens"));
+    }
     let full = if url.contains("://") {
         url.to_owned()
     } else {
@@ -470,6 +477,10 @@ mod tests {
         for bad in ["", "http://", "ftp://x:1", "http://a b"] {
             assert!(text(bad).is_err(), "{bad}");
         }
+        // A password, which nothing here takes, is not repeated.
+        let said = text("http://me:hunter2@x:1").unwrap_err().to_string();
+        assert!(said.contains("…@x:1") && said.contains("tokens"), "{said}");
+        assert!(!said.contains("hunter2"), "{said}");
     }
 
     #[test]
