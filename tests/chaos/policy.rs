@@ -24,7 +24,11 @@ const START: Duration = Duration::from_secs(120);
 
 /// Opens the metadata of the cluster. The store lives as long as the group's tasks.
 pub async fn metadata(cluster: &Cluster, tasks: &TaskGroup) -> Result<Arc<EtcdStore>> {
-    let config = EtcdConfig::new(cluster.etcd_urls(), NAME);
+    let config = EtcdConfig {
+        // After an outage its members take seconds to start; what is wrong then is not this.
+        request_timeout_ms: 120_000,
+        ..EtcdConfig::new(cluster.etcd_urls(), NAME)
+    };
     let (clock, rng) = (SystemClock::shared(), SystemRng::shared());
     Ok(Arc::new(
         EtcdStore::connect(&config, clock, rng, tasks).await?,
