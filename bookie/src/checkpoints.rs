@@ -82,6 +82,9 @@ impl Checkpointer {
         if let Ok(files) = self.shared.store.value_files() {
             self.shared.metrics.blob_files(files.count, files.bytes);
         }
+        if let Ok(pressure) = self.shared.store.pressure() {
+            self.shared.metrics.pressure(pressure);
+        }
         match self.shared.store.persisted() {
             Ok(persisted) => {
                 self.flushed(persisted);

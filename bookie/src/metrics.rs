@@ -7,6 +7,8 @@ use aquifer_runtime::telemetry::zero;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter};
 
+use crate::store::Pressure;
+
 /// The instruments of a bookie.
 #[derive(Debug)]
 pub struct BookieMetrics {
@@ -28,6 +30,9 @@ pub struct BookieMetrics {
     merged_bytes: Counter<u64>,
     blob_files: Gauge<u64>,
     blob_file_mean_bytes: Gauge<u64>,
+    writes_stopped: Gauge<u64>,
+    writes_slowed_to: Gauge<u64>,
+    compaction_debt_bytes: Gauge<u64>,
     pub(crate) in_flight_bytes: Gauge<u64>,
     pub(crate) journal_live_bytes: Gauge<u64>,
     pub(crate) store_bytes: Gauge<u64>,
@@ -44,6 +49,7 @@ const SECONDS: &[f64] = &[
 const COMMIT_SECONDS: &str = "aquifer_bookie_journal_commit_seconds";
 const READ_SECONDS: &str = "aquifer_bookie_read_seconds";
 const FLUSH_SECONDS: &str = "aquifer_bookie_store_flush_seconds";
+const WRITES_SLOWED_TO: &str = "aquifer_bookie_store_writes_slowed_to_bytes_per_second";
 /// The histograms of this crate.
 pub const HISTOGRAMS: &[zero::Shape] = &[
     (COMMIT_SECONDS, SECONDS),
@@ -100,6 +106,9 @@ impl BookieMetrics {
             merged_bytes: counter("aquifer_bookie_blob_merged_bytes_total"),
             blob_files: gauge("aquifer_bookie_blob_files"),
             blob_file_mean_bytes: gauge("aquifer_bookie_blob_file_mean_bytes"),
+            writes_stopped: zero::gauge(meter, "aquifer_bookie_store_writes_stopped"),
+            writes_slowed_to: zero::gauge(meter, WRITES_SLOWED_TO),
+            compaction_debt_bytes: zero::gauge(meter, "aquifer_bookie_store_compaction_debt_bytes"),
             in_flight_bytes: gauge("aquifer_bookie_in_flight_bytes"),
             journal_live_bytes: gauge("aquifer_bookie_journal_live_bytes"),
             store_bytes: gauge("aquifer_bookie_store_bytes"),
@@ -135,6 +144,14 @@ impl BookieMetrics {
         self.blob_files.record(files, &[]);
         let mean = bytes.checked_div(files).unwrap_or(0);
         self.blob_file_mean_bytes.record(mean, &[]);
+    }
+
+    /// It was looked at how far the store holds up writes.
+    pub fn pressure(&self, pressure: Pressure) {
+        let is_stopped = u64::from(pressure.is_stopped);
+        self.writes_stopped.record(is_stopped, &[]);
+        self.writes_slowed_to.record(pressure.slowed_to, &[]);
+        self.compaction_debt_bytes.record(pressure.debt_bytes, &[]);
     }
 
     /// Entries were read.

@@ -126,6 +126,9 @@ pub trait EntryStore: ApplyTarget + Send + Sync {
     /// The files that hold nothing but values of entries.
     fn value_files(&self) -> Result<ValueFiles, StoreError>;
 
+    /// How far writes are held up, and what the work behind them amounts to.
+    fn pressure(&self) -> Result<Pressure, StoreError>;
+
     /// Bytes of its files.
     fn bytes(&self) -> Result<u64, StoreError>;
 
@@ -279,6 +282,17 @@ pub struct ValueFiles {
     pub count: u64,
     /// Their bytes.
     pub bytes: u64,
+}
+
+/// How far writes to a store are held up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pressure {
+    /// Whether it takes none at all.
+    pub is_stopped: bool,
+    /// The bytes a second that it slows them down to; 0 while it does not.
+    pub slowed_to: u64,
+    /// The bytes that are to be rewritten before its files are in order.
+    pub debt_bytes: u64,
 }
 
 /// A store as a start finds it.

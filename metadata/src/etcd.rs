@@ -28,6 +28,7 @@ mod usage_watch;
 mod watch;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use aquifer_model::limits::METADATA_PAGE_KEYS_MAX;
@@ -36,6 +37,7 @@ use aquifer_runtime::rng::SharedRng;
 use aquifer_runtime::task::TaskGroup;
 use async_trait::async_trait;
 use etcd_client::Client;
+use opentelemetry::metrics::Meter;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::MetadataResult;
@@ -80,6 +82,7 @@ impl EtcdStore {
             slots: Slots::new(),
             clock,
             usage: UsageWatch::default(),
+            watch_restarts: Arc::new(AtomicU64::new(0)),
             quota_bytes: config.quota_bytes,
             tasks: tasks.clone(),
             closed: CancellationToken::new(),
@@ -90,6 +93,16 @@ impl EtcdStore {
         let watched = Arc::clone(&store.shared);
         drop(tasks.spawn("etcd-usage", usage_watch::watch(watched)));
         Ok(store)
+    }
+
+    /// Shows how many times watches had to start again: a stream broke or was compacted away, or
+    /// was let go of because its events were not taken.
+    pub fn show(&self, meter: &Meter) {
+        let restarts = Arc::clone(&self.shared.watch_restarts);
+        meter
+            .u64_observable_counter("aquifer_metadata_watch_restarts_total")
+            .with_callback(move |observer| observer.observe(restarts.load(Ordering::Relaxed), &[]))
+            .build();
     }
 
     /// Closes the store: sessions are lost and expire unless they were closed before, watches

@@ -21,6 +21,7 @@ use aquifer_runtime::clock;
 use aquifer_runtime::rng::SharedRng;
 use aquifer_runtime::task::TaskGroup;
 use bytes::Bytes;
+use opentelemetry::metrics::Meter;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +31,8 @@ use crate::store::{Expect, MetadataStore, Session};
 /// First and longest wait before the store is asked again.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// For how long the session is certainly alive still.
+const REMAINING_SECONDS: &str = "aquifer_metadata_lease_remaining_seconds";
 
 /// The lease of a process. Clones share it; it ends with [`Lease::close`], or, without removing
 /// its keys before they expire, with its group.
@@ -156,6 +159,20 @@ impl Lease {
         (!session.remaining().is_zero()).then_some(*number)
     }
 
+    /// Shows for how long the current session is certainly alive still, as of its last renewal; 0
+    /// while there is no session.
+    pub fn show(&self, meter: &Meter) {
+        // The instrument outlives the lease, and must not keep its session.
+        let shared = Arc::downgrade(&self.shared);
+        meter
+            .f64_observable_gauge(REMAINING_SECONDS)
+            .with_callback(move |observer| {
+                let remaining = shared.upgrade().map(|shared| shared.remaining());
+                observer.observe(remaining.unwrap_or_default().as_secs_f64(), &[]);
+            })
+            .build();
+    }
+
     /// Ends the lease and removes its keys. When the store is away they expire later instead.
     pub async fn close(&self) {
         self.shared.closing.cancel();
@@ -164,6 +181,13 @@ impl Lease {
 }
 
 impl Shared {
+    /// For how long the current session is certainly alive still.
+    fn remaining(&self) -> Duration {
+        let now = self.session.borrow();
+        let session = now.0.as_ref();
+        session.map_or(Duration::ZERO, |(_, session)| session.remaining())
+    }
+
     /// Holds one session after the other until the lease is closed.
     async fn hold(&self, store: &dyn MetadataStore, rng: &SharedRng) {
         let mut retry = RETRY_FIRST;

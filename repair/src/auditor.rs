@@ -50,6 +50,8 @@ pub struct AuditReport {
     pub failed: u64,
     /// Marks that wait for a worker.
     pub waiting: u64,
+    /// How long ago the oldest of these was written, as of when they were listed.
+    pub oldest_mark: Duration,
     /// Ledgers whose turn it was to be checked replica by replica, although nothing is known.
     pub checked: u64,
     /// Why lost bookies are not acted upon.
@@ -85,7 +87,34 @@ pub(crate) fn of_one_ledger<T>(
     }
 }
 
-type Marked = BTreeMap<LedgerId, BTreeSet<BookieId>>;
+/// Ledgers that carry a mark.
+#[derive(Default)]
+struct Marked {
+    /// The bookies that it calls lost.
+    lost: BTreeMap<LedgerId, BTreeSet<BookieId>>,
+    /// When the oldest was written, by the clock of the process that wrote it.
+    oldest_ms: Option<u64>,
+}
+
+impl Marked {
+    fn count(&self) -> usize {
+        self.lost.len()
+    }
+
+    fn add(&mut self, ledger: LedgerId, mark: Option<Mark>) {
+        let marked_ms = mark.as_ref().map(|mark| mark.marked_ms);
+        // One that cannot be read does not say when it was written.
+        self.oldest_ms = self.oldest_ms.into_iter().chain(marked_ms).min();
+        let lost = mark.map(|mark| mark.lost).unwrap_or_default();
+        self.lost.insert(ledger, lost);
+    }
+
+    /// How long ago the oldest was written.
+    fn age(&self, now_ms: u64) -> Duration {
+        let oldest_ms = self.oldest_ms.unwrap_or(now_ms);
+        Duration::from_millis(now_ms.saturating_sub(oldest_ms))
+    }
+}
 
 /// The auditor's knowledge. What it says in metrics ends with it.
 pub struct Auditor {
@@ -170,7 +199,8 @@ impl Auditor {
         report.remaining = self.remaining(&report.emptied);
         let writes_marks = fresh && report.remaining > 0;
         let marked = self.marked(now, writes_marks).await?;
-        report.waiting = marked.len() as u64;
+        report.waiting = marked.count() as u64;
+        report.oldest_mark = marked.age(self.ctx.ledgers.clock.wall_ms());
         // By an older index what was just repaired would be marked again.
         if writes_marks {
             self.mark(&members, &mut report, &marked).await?;
@@ -248,12 +278,12 @@ impl Auditor {
             .saturating_sub(deleting.count() as u64)
     }
 
-    /// Ledgers that carry a mark, and the bookies that it calls lost. Many marks are read again
-    /// only when others are to be written, or after a while.
+    /// Ledgers that carry a mark. Many marks are read again only when others are to be written, or
+    /// after a while.
     async fn marked(&mut self, now: Duration, exact: bool) -> Result<Arc<Marked>, LedgerError> {
         if let Some((marked, at)) = &self.marked
             && !exact
-            && marked.len() >= METADATA_PAGE_KEYS_MAX
+            && marked.count() >= METADATA_PAGE_KEYS_MAX
             && now.saturating_sub(*at) < MARKS_AGE_MAX
         {
             return Ok(Arc::clone(marked));
@@ -263,12 +293,12 @@ impl Auditor {
                 let mark = Mark::decode(item).inspect_err(|error| {
                     tracing::error!(key = item.key, %error, "a mark is unreadable");
                 });
-                marked.insert(ledger, mark.map(|mark| mark.lost).unwrap_or_default());
+                marked.add(ledger, mark.ok());
             }
             Ok::<(), LedgerError>(())
         };
         let (store, prefix) = (&*self.ctx.ledgers.store, keys::UNDER_REPLICATED_PREFIX);
-        let (marked, _) = scan::each(store, prefix, Marked::new, take).await?;
+        let (marked, _) = scan::each(store, prefix, Marked::default, take).await?;
         let marked = Arc::new(marked);
         self.marked = Some((Arc::clone(&marked), now));
         Ok(marked)
@@ -286,11 +316,11 @@ impl Auditor {
         let Some((index, _)) = &self.index else {
             return Ok(());
         };
-        let mut room = self.config.marks_max.saturating_sub(marked.len());
+        let mut room = self.config.marks_max.saturating_sub(marked.count());
         let mut chosen: BTreeSet<LedgerId> = BTreeSet::new();
         for bookie in &report.emptied {
             for ledger in index.ledgers_of(*bookie) {
-                let lost = marked.get(&ledger);
+                let lost = marked.lost.get(&ledger);
                 let says_so = lost.is_some_and(|lost| lost.contains(bookie));
                 if says_so || self.deleting.contains(&ledger) || chosen.contains(&ledger) {
                     continue;
@@ -362,7 +392,7 @@ impl Auditor {
         let Some((index, _)) = &self.index else {
             return Ok(());
         };
-        let room = self.config.marks_max.saturating_sub(marked.len());
+        let room = self.config.marks_max.saturating_sub(marked.count());
         for ledger in self.checks.due(now, index, room) {
             match of_one_ledger(ledger, self.doubt_one(ledger).await)? {
                 Some(doubted) => report.checked += u64::from(doubted),
@@ -416,6 +446,8 @@ impl Auditor {
         let metrics = &self.ctx.metrics;
         metrics.is_auditor.record(1, &[]);
         metrics.under_replicated.record(report.waiting, &[]);
+        let oldest = report.oldest_mark.as_secs();
+        metrics.oldest_mark_seconds.record(oldest, &[]);
         if let Some(usage) = self.ctx.ledgers.store.usage() {
             metrics.metadata_used_bytes.record(usage.used_bytes, &[]);
             metrics.metadata_quota_bytes.record(usage.quota_bytes, &[]);

@@ -28,6 +28,8 @@ pub struct RepairMetrics {
     pub is_auditor: Gauge<u64>,
     /// Ledgers that carry a mark now.
     pub under_replicated: Gauge<u64>,
+    /// Seconds since the oldest of these marks was written; 0 when there are no marks.
+    pub oldest_mark_seconds: Gauge<u64>,
     /// What metadata takes of its quota.
     pub metadata_used_bytes: Gauge<u64>,
     /// That quota.
@@ -50,10 +52,8 @@ impl RepairMetrics {
     pub fn new(meter: &Meter) -> RepairMetrics {
         let counter = |name: &'static str| zero::counter(meter, name);
         let gauge = |name: &'static str| meter.u64_gauge(name).build();
-        let is_auditor = gauge("aquifer_repair_is_auditor");
-        is_auditor.record(0, &[]);
         RepairMetrics {
-            is_auditor,
+            is_auditor: zero::gauge(meter, "aquifer_repair_is_auditor"),
             marked_ledgers: counter("aquifer_repair_marked_ledgers_total"),
             repaired_ledgers: counter("aquifer_repair_repaired_ledgers_total"),
             failed_repairs: counter("aquifer_repair_failures_total"),
@@ -61,6 +61,7 @@ impl RepairMetrics {
             copied_bytes: counter("aquifer_repair_copied_bytes_total"),
             swapped_positions: counter("aquifer_repair_swapped_positions_total"),
             under_replicated: gauge("aquifer_repair_under_replicated_ledgers"),
+            oldest_mark_seconds: zero::gauge(meter, "aquifer_repair_oldest_mark_age_seconds"),
             metadata_used_bytes: gauge("aquifer_metadata_used_bytes"),
             metadata_quota_bytes: gauge("aquifer_metadata_quota_bytes"),
             bookies_away: gauge("aquifer_repair_bookies_away"),
@@ -80,6 +81,7 @@ impl RepairMetrics {
         let told = [
             &self.is_auditor,
             &self.under_replicated,
+            &self.oldest_mark_seconds,
             &self.bookies_away,
             &self.paused,
             &self.metadata_used_bytes,

@@ -11,6 +11,7 @@ use aquifer_metadata::scan;
 use aquifer_metadata::store::{MetadataStore, Revision, Watch, WatchEvent};
 use aquifer_runtime::rng::SystemRng;
 use aquifer_runtime::task::TaskGroup;
+use aquifer_runtime::telemetry::Telemetry;
 
 use crate::support::{PREFIX, config, connect, key, next, put, soon, text, watch};
 
@@ -35,6 +36,13 @@ async fn expect(events: &mut dyn Watch, written: &[(String, Revision)]) {
         let (seen, _, at) = next(events).await;
         assert_eq!((&seen, at), (key, *revision));
     }
+}
+
+/// How many times watches started again, as metrics say.
+fn restarts_in(text: &str) -> Option<u64> {
+    let name = "aquifer_metadata_watch_restarts_total ";
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.parse().ok())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -69,6 +77,10 @@ async fn a_watch_whose_connection_breaks_all_the_time_misses_nothing() -> Result
     let tasks = TaskGroup::new("test");
     let writer = connect(&config(etcd.urls()), &tasks).await?;
     let reader = connect(&config(vec![door.url()]), &tasks).await?;
+    let telemetry = Telemetry::for_tests();
+    reader.show(&telemetry.meter("metadata"));
+    let restarts = || restarts_in(&telemetry.render_metrics());
+    assert_eq!(restarts(), Some(0));
     let start = put(writer.as_ref(), &key(0), "start").await?;
     let mut events = watch(reader.as_ref(), start).await?;
     let mut answered = door.answered();
@@ -82,6 +94,7 @@ async fn a_watch_whose_connection_breaks_all_the_time_misses_nothing() -> Result
         door.cut();
         expect(events.as_mut(), &written).await;
     }
+    assert!(restarts() > Some(0));
     Ok(())
 }
 

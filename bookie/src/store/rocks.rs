@@ -37,7 +37,7 @@ use crate::report::DamageReport;
 use crate::store::value::EntryError;
 use crate::store::{
     ApplyTarget, CheckPlace, Checked, Collected, EntryStore, LastEntry, LedgersPage, Merged,
-    SpaceLimits, StoreError, ValueFiles, value,
+    Pressure, SpaceLimits, StoreError, ValueFiles, value,
 };
 
 pub use db::Db;
@@ -254,6 +254,10 @@ impl EntryStore for RocksStore {
 
     fn value_files(&self) -> Result<ValueFiles, StoreError> {
         self.with(Db::value_files)
+    }
+
+    fn pressure(&self) -> Result<Pressure, StoreError> {
+        self.with(Db::pressure)
     }
 
     fn bytes(&self) -> Result<u64, StoreError> {

@@ -4,19 +4,23 @@ mod store;
 
 use super::*;
 use crate::BookieMode;
-use crate::store::Opened;
+use crate::store::{Opened, Pressure};
 use store::MemoryStore;
 
 const LEN: usize = 3_000;
 
 fn open_on(config: &BookieConfig, store: &MemoryStore) -> Bookie {
+    open_with(config, &deps(RealDisk::shared()), store)
+}
+
+fn open_with(config: &BookieConfig, deps: &BookieDeps, store: &MemoryStore) -> Bookie {
     open_when_free(|| {
         let opened = Opened {
             store: std::sync::Arc::new(store.clone()),
             damage: None,
             set_aside: None,
         };
-        Bookie::open_on(config.clone(), &deps(RealDisk::shared()), |_, _| Ok(opened))
+        Bookie::open_on(config.clone(), deps, |_, _| Ok(opened))
     })
 }
 
@@ -109,6 +113,43 @@ fn a_store_that_refuses_gets_everything_again() {
     assert_eq!(store.reopened(), 1);
     (0..9).for_each(|entry| expect(&bookie, 1, entry, LEN));
     fill(&bookie, 1, 9..10);
+    shutdown(&bookie);
+}
+
+/// A store that holds writes up is seen from outside, and also that it does not.
+#[test]
+fn what_a_store_is_behind_with_is_shown() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = BookieConfig {
+        quiet_flush_ms: 5,
+        ..config(directory.path())
+    };
+    let telemetry = Telemetry::for_tests();
+    let deps = BookieDeps {
+        meter: telemetry.meter("bookie"),
+        ..deps(RealDisk::shared())
+    };
+    let store = MemoryStore::default();
+    let bookie = open_with(&config, &deps, &store);
+    let shows = |stopped: u64, slowed_to: u64, debt: u64| {
+        let text = telemetry.render_metrics();
+        let lines = [
+            format!("aquifer_bookie_store_writes_stopped {stopped}"),
+            format!("aquifer_bookie_store_writes_slowed_to_bytes_per_second {slowed_to}"),
+            format!("aquifer_bookie_store_compaction_debt_bytes {debt}"),
+        ];
+        let has = |line: &String| text.lines().any(|found| found == line);
+        lines.iter().all(has)
+    };
+    assert!(shows(0, 0, 0));
+    store.hold_up(Pressure {
+        is_stopped: true,
+        slowed_to: 7,
+        debt_bytes: 9,
+    });
+    eventually("it is shown", || shows(1, 7, 9));
+    store.hold_up(Pressure::default());
+    eventually("it is over", || shows(0, 0, 0));
     shutdown(&bookie);
 }
 

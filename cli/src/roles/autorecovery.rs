@@ -52,7 +52,8 @@ impl Role for AutorecoveryRoleConfig {
         let port = http::open(&self.http, health, &seams, &groups.http).await?;
         let (health, certificates) = (port.health, port.certificates);
         health.starting(membership::WAITING);
-        let membership = Membership::open(&self.cluster, &seams, &groups.metadata).await?;
+        let membership = Membership::open(&self.cluster, &seams, telemetry, &groups.metadata);
+        let membership = membership.await?;
         let membership = &*parts.membership.insert(membership);
         health.starting(membership::JOINING);
         let (name, tasks) = (&self.cluster.name, &groups.autorecovery);

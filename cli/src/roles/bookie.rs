@@ -82,7 +82,8 @@ async fn start_above(
     let groups = &parts.groups;
     let (health, certificates) = (port.health, port.certificates);
     health.starting(membership::WAITING);
-    let membership = Membership::open(&config.cluster, seams, &groups.metadata).await?;
+    let membership = Membership::open(&config.cluster, seams, telemetry, &groups.metadata);
+    let membership = membership.await?;
     let membership = &*parts.membership.insert(membership);
     health.starting(membership::JOINING);
     registration::join(&bookie, &*membership.store, seams.clock.wall_ms())

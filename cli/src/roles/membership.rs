@@ -13,6 +13,7 @@ use aquifer_runtime::clock;
 use aquifer_runtime::config::Secret;
 use aquifer_runtime::disk::Disk;
 use aquifer_runtime::task::TaskGroup;
+use aquifer_runtime::telemetry::Telemetry;
 
 use crate::exit::{CliError, Exit};
 use crate::roles::settings::{ClusterSection, EtcdSettings};
@@ -50,12 +51,16 @@ impl Membership {
     pub async fn open(
         cluster: &ClusterSection,
         seams: &Seams,
+        telemetry: &Telemetry,
         tasks: &TaskGroup,
     ) -> Result<Membership, CliError> {
         let etcd = connect_in_time(cluster, seams, tasks).await?;
         let store: Arc<dyn MetadataStore> = etcd.clone();
         let ttl = Duration::from_millis(cluster.etcd.lease_ms);
         let lease = Lease::start(Arc::clone(&store), ttl, Arc::clone(&seams.rng), tasks);
+        let meter = telemetry.meter("aquifer_metadata");
+        etcd.show(&meter);
+        lease.show(&meter);
         Ok(Membership { etcd, store, lease })
     }
 

@@ -1,6 +1,7 @@
 //! What the store, its sessions and its watches share.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::task::TaskGroup;
@@ -22,6 +23,8 @@ pub(super) struct Shared {
     pub(super) slots: Slots,
     pub(super) clock: SharedClock,
     pub(super) usage: UsageWatch,
+    /// Streams of watches that have ended before their watch.
+    pub(super) watch_restarts: Arc<AtomicU64>,
     /// etcd's quota, where it does not say so itself.
     pub(super) quota_bytes: u64,
     pub(super) tasks: TaskGroup,

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use aquifer_runtime::task::ShutdownToken;
 use async_trait::async_trait;
@@ -312,7 +313,10 @@ impl Follower {
             self.heard = false;
             match self.open().await {
                 Ok((mut stream, failures)) => {
-                    if self.read(&mut stream, failures).await {
+                    let is_compacted = self.read(&mut stream, failures).await;
+                    let restarts = &self.shared.watch_restarts;
+                    restarts.fetch_add(1, Ordering::Relaxed);
+                    if is_compacted {
                         self.queue.push(vec![WatchEvent::Resync]);
                         return;
                     }

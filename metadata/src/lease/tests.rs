@@ -6,6 +6,7 @@ use aquifer_model::id::BookieId;
 use aquifer_runtime::clock::{ManualClock, SharedClock};
 use aquifer_runtime::disk::{Disk, SimDisk};
 use aquifer_runtime::rng::SystemRng;
+use aquifer_runtime::telemetry::Telemetry;
 
 use super::*;
 use crate::embedded::{EmbeddedOptions, EmbeddedStore};
@@ -169,4 +170,23 @@ async fn what_is_held_ends_with_its_session_and_the_next_has_another_number() {
     assert!(again.await > first);
     lease.close().await;
     assert_eq!(lease.held(), None);
+}
+
+#[tokio::test]
+async fn what_remains_of_the_session_is_shown() {
+    let world = World::new().await;
+    let lease = world.lease();
+    let telemetry = Telemetry::for_tests();
+    lease.show(&telemetry.meter("metadata"));
+    let check = |seconds: &str| {
+        let line = format!("{REMAINING_SECONDS} {seconds}");
+        let text = telemetry.render_metrics();
+        assert!(text.lines().any(|found| found == line), "{line}: {text}");
+    };
+    check("0");
+    assert!(soon(lease.session()).await.is_some());
+    // The clock stands still, so all of its time is left.
+    check("1");
+    soon(lease.close()).await;
+    check("0");
 }

@@ -178,3 +178,43 @@ async fn a_former_auditor_says_nothing_of_the_cluster() {
         check(name, 0);
     }
 }
+
+/// A mark that no worker removes shows itself by its age.
+#[tokio::test(start_paused = true)]
+async fn the_age_of_the_oldest_mark_is_shown() {
+    let mut cluster = Cluster::new(4).await;
+    let telemetry = Telemetry::for_tests();
+    let meter = telemetry.meter("repair");
+    cluster.ctx = RepairContext::new(Arc::clone(&cluster.ctx.ledgers), &meter);
+    let check = |age: u64| {
+        let line = format!("aquifer_repair_oldest_mark_age_seconds {age}");
+        let text = telemetry.render_metrics();
+        assert!(text.lines().any(|found| found == line), "{line}: {text}");
+    };
+    check(0);
+    cluster.closed(quorum(3, 3, 2), 5).await;
+    cluster.lose(bookie(1)).await;
+    let mut auditor = cluster.auditor();
+    auditor.pass().await.unwrap();
+    cluster.pass_time(Duration::from_secs(600));
+    assert_eq!(auditor.pass().await.unwrap().marked, 1);
+    check(0);
+    cluster.pass_time(Duration::from_secs(90));
+    auditor.pass().await.unwrap();
+    check(90);
+    // Another mark is younger.
+    let other = cluster.closed(quorum(3, 3, 2), 5).await;
+    let now_ms = cluster.ctx.ledgers.clock.wall_ms();
+    let mark = Mark::new(other, HOME, "a test", now_ms);
+    let mark = mark.incomplete([(bookie(2), EntryId::FIRST)]);
+    cluster.mark(mark).await;
+    auditor.pass().await.unwrap();
+    check(90);
+    let mut worker = cluster.worker().await;
+    for _ in 0..10 {
+        worker.round().await.unwrap();
+    }
+    assert!(cluster.marks().is_empty());
+    auditor.pass().await.unwrap();
+    check(0);
+}

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Meter, UpDownCounter};
+use opentelemetry::metrics::{Counter, Gauge, Meter, UpDownCounter};
 
 /// A histogram with the upper ends of its buckets: it has no instrument that could show nothing.
 pub type Shape = (&'static str, &'static [f64]);
@@ -16,6 +16,14 @@ pub fn counter(meter: &Meter, name: &'static str) -> Counter<u64> {
     let counter = meter.u64_counter(name).build();
     counter.add(0, &[]);
     counter
+}
+
+/// A gauge without labels, which begins with 0.
+#[must_use]
+pub fn gauge(meter: &Meter, name: &'static str) -> Gauge<u64> {
+    let gauge = meter.u64_gauge(name).build();
+    gauge.record(0, &[]);
+    gauge
 }
 
 /// A number of things that are open, without labels, which begins with 0.

@@ -8,12 +8,16 @@ use rocksdb::{BottommostLevelCompaction, CompactOptions};
 use crate::store::rocks::db::Db;
 use crate::store::rocks::keys;
 use crate::store::rocks::layout::{KeyRange, Layout, Step};
-use crate::store::{Collected, StoreError, ValueFiles};
+use crate::store::{Collected, Pressure, StoreError, ValueFiles};
 
 /// What one step of collecting rewrites.
 const STEP_BYTES: u64 = 256 << 20;
 /// Live bytes between two deleted ledgers that are rewritten along with them.
 const GAP_BYTES: u64 = 4 << 20;
+/// Properties that say how far writes are held up.
+const STOPPED: &str = "rocksdb.is-write-stopped";
+const SLOWED: &str = "rocksdb.actual-delayed-write-rate";
+const DEBT: &str = "rocksdb.estimate-pending-compaction-bytes";
 /// The ledgers of one compaction.
 const LEDGERS_MAX: usize = 1_024;
 
@@ -191,12 +195,36 @@ impl Db {
         })
     }
 
+    /// How far writes are held up, and what compactions have to rewrite in all families.
+    pub fn pressure(&self) -> Result<Pressure, StoreError> {
+        // These are of the whole database.
+        let stopped = self.rocks.property_int_value(STOPPED)?;
+        let slowed = self.rocks.property_int_value(SLOWED)?;
+        let mut debt_bytes = 0_u64;
+        for name in ["default", keys::LEDGERS, keys::ENTRIES] {
+            let family = self.family(name)?;
+            let debt = self.rocks.property_int_value_cf(family, DEBT)?;
+            debt_bytes = debt_bytes.saturating_add(known(DEBT, debt)?);
+        }
+        Ok(Pressure {
+            is_stopped: known(STOPPED, stopped)? > 0,
+            slowed_to: known(SLOWED, slowed)?,
+            debt_bytes,
+        })
+    }
+
     /// Bytes of the files.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         let value = |name: &str| self.entries_value(name).unwrap_or(0);
         value("rocksdb.total-sst-files-size") + value("rocksdb.total-blob-file-size")
     }
+}
+
+/// The value of a property. Another version of RocksDB may not have it, and 0 would say that all is
+/// well.
+fn known(name: &str, value: Option<u64>) -> Result<u64, StoreError> {
+    value.ok_or_else(|| StoreError::Failed(format!("RocksDB does not know {name}")))
 }
 
 fn garbage_of(layout: &Layout) -> u64 {

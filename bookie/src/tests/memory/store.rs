@@ -16,8 +16,8 @@ use crate::ledger_state::{LedgerMeta, Stored};
 use crate::report::DamageReport;
 use crate::store::value::{EntryError, compare, from_pending, verified};
 use crate::store::{
-    ApplyTarget, CheckPlace, Checked, Collected, LastEntry, LedgersPage, Merged, SpaceLimits,
-    StoreError, ValueFiles,
+    ApplyTarget, CheckPlace, Checked, Collected, LastEntry, LedgersPage, Merged, Pressure,
+    SpaceLimits, StoreError, ValueFiles,
 };
 
 /// A store; clones share it, as a process shares its disk with the one after it.
@@ -37,6 +37,7 @@ struct State {
     /// Its list of ledgers is tombstones without end.
     tombstones: bool,
     listed: u64,
+    pressure: Pressure,
 }
 
 #[derive(Clone, Default)]
@@ -58,6 +59,11 @@ impl MemoryStore {
     /// Refuses the next writes.
     pub fn refuse(&self, writes: u32) {
         self.0.lock().refuses = writes;
+    }
+
+    /// From now on it says that it holds writes up this far.
+    pub fn hold_up(&self, pressure: Pressure) {
+        self.0.lock().pressure = pressure;
     }
 
     /// From now on it lists tombstones without end.
@@ -253,6 +259,10 @@ impl EntryStore for MemoryStore {
 
     fn value_files(&self) -> Result<ValueFiles, StoreError> {
         Ok(ValueFiles::default())
+    }
+
+    fn pressure(&self) -> Result<Pressure, StoreError> {
+        Ok(self.0.lock().pressure)
     }
 
     fn release(&self, _at_once: bool) -> Result<Option<Duration>, StoreError> {
