@@ -7,7 +7,10 @@ mod delivery_right;
 mod identity;
 mod listeners;
 pub mod load;
+mod metrics;
 mod rest;
+mod shared_etcd;
+mod signals;
 mod start;
 
 use std::path::Path;

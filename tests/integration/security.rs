@@ -2,6 +2,7 @@
 //! tenants that share it, tokens that are revoked and rotated under running tools, and no trace of
 //! a token where it does not belong.
 
+mod acceptance;
 pub mod support;
 
 use std::fs;
