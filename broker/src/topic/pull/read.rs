@@ -384,8 +384,9 @@ async fn room(gathered: &Gathered, budget: &ByteBudget) -> Option<BytePermit> {
     let overhead = gathered.entries_left().saturating_mul(BATCH_BYTES);
     let most = gathered.bytes_left().saturating_add(overhead);
     let wanted = most.min(budget.room_bytes()).max(ROOM_BYTES_MIN);
-    match gathered.batches.is_empty() {
-        true => Some(budget.acquire(wanted).await),
-        false => budget.try_acquire(wanted),
+    match budget.try_acquire(wanted) {
+        // Others may have taken, and keep, what it looked at: less than that is waited for.
+        None if gathered.batches.is_empty() => Some(budget.acquire(ROOM_BYTES_MIN).await),
+        taken => taken,
     }
 }
