@@ -313,8 +313,8 @@ impl Slot {
         }
     }
 
-    /// Tells the subscription what a consumer may be sent, and makes sure that one that is held back
-    /// continues when its client has read on.
+    /// Tells the subscription what a consumer may be sent, and makes sure that one that is held
+    /// back continues when its client has read on.
     pub(super) fn allow(&mut self, cx: &TopicContext, consumer: ConsumerId) {
         let Some(out) = self.consumers.get_mut(&consumer) else {
             return;
