@@ -299,15 +299,22 @@ pub async fn free_addresses(
     wanted: Vec<ListenAddress>,
 ) -> Result<(Vec<SocketAddr>, Vec<Reserved>), CliError> {
     let taken = |error: NetError| CliError::failed(error.to_string());
+    let any = ListenAddress::loopback_any_port();
+    // Those that were asked for are held until the others are drawn, which are then not the same.
+    let mut held = Vec::new();
+    for address in wanted.iter().filter(|address| **address != any) {
+        held.push(net::bind(*address).await.map_err(taken)?);
+    }
+    let mut named = held.iter().map(|(_, address)| *address);
     let mut addresses = Vec::with_capacity(wanted.len());
     let mut reserved = Vec::with_capacity(wanted.len());
     for address in wanted {
-        if address == ListenAddress::loopback_any_port() {
+        if address == any {
             let port = reserve(&SystemRng).map_err(taken)?;
             addresses.push(port.address());
             reserved.push(port);
         } else {
-            addresses.push(net::bind(address).await.map_err(taken)?.1);
+            addresses.extend(named.next());
         }
     }
     Ok((addresses, reserved))
