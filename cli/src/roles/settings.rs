@@ -344,6 +344,11 @@ pub fn advertised(
         true => "https",
         false => "http",
     };
+    // Everyone is told it, and clients refuse it.
+    if let Some((_, address)) = given.rsplit_once('@') {
+        let text = format!("…@{address} has a user or a password, which nothing here takes");
+        return Err(CliError::usage(text).advise("give HOST:PORT alone"));
+    }
     if let Some((said, _)) = given.split_once("://") {
         if said == scheme {
             return Ok(given.to_owned());
@@ -380,6 +385,8 @@ mod tests {
         assert_eq!(url("https://b1:9", "127.0.0.1:7", true), "https://b1:9");
         assert!(advertised("https://b1:9", at("127.0.0.1:7"), false).is_err());
         assert!(advertised("http://b1:9", at("127.0.0.1:7"), true).is_err());
+        let error = advertised("http://me:hunter2@b1:9", at("127.0.0.1:7"), false).unwrap_err();
+        assert!(!error.to_string().contains("hunter2"), "{error}");
         let error = advertised("", at("0.0.0.0:7"), false).unwrap_err();
         assert!(error.advice().contains("--advertise"), "{error}");
     }
