@@ -82,8 +82,9 @@ impl Checkpointer {
         if let Ok(files) = self.shared.store.value_files() {
             self.shared.metrics.blob_files(files.count, files.bytes);
         }
-        if let Ok(pressure) = self.shared.store.pressure() {
-            self.shared.metrics.pressure(pressure);
+        match self.shared.store.pressure() {
+            Ok(pressure) => self.shared.metrics.pressure(pressure),
+            Err(error) => tracing::debug!(%error, "how far the store holds writes up is unknown"),
         }
         match self.shared.store.persisted() {
             Ok(persisted) => {
