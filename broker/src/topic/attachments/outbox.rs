@@ -332,7 +332,7 @@ mod tests {
 
     proptest! {
         /// A client that grants more than it was sent may be sent more, or is waited for: else
-        /// nothing would happen any more.
+        /// nothing would happen any more. That both are said by one look is not seen here.
         #[test]
         fn who_may_be_sent_nothing_is_waited_for(steps in steps()) {
             let whole = ByteBudget::new(WHOLE);
