@@ -36,7 +36,7 @@ impl Measured {
     pub async fn start_with(data_dir: &Path, options: ServerOptions) -> Result<Measured> {
         // So that a build of the binary is not measured.
         binary();
-        let server = Server::prepare(data_dir, options).await?;
+        let server = Server::prepare(data_dir, options)?;
         let mut measured = Measured {
             server,
             start_ms: 0.0,

@@ -14,9 +14,6 @@ use crate::command::{missing, run};
 use crate::http;
 use crate::wait::until;
 
-/// How often a cluster is started again because another process took one of its ports.
-const STARTS_MAX: usize = 5;
-
 /// Certificates for the members and their clients, in one folder.
 #[derive(Debug, Clone)]
 pub struct Certificates {
@@ -111,18 +108,6 @@ impl Etcd {
     /// # Errors
     /// When etcd is missing or does not start.
     pub async fn start(options: EtcdOptions) -> Result<Etcd> {
-        let mut last = None;
-        for _ in 0..STARTS_MAX {
-            match Etcd::try_start(options.clone()).await {
-                Ok(etcd) => return Ok(etcd),
-                Err(error) if error.to_string().contains("prerequisites") => return Err(error),
-                Err(error) => last = Some(error),
-            }
-        }
-        Err(last.context("at least one start was tried")?)
-    }
-
-    async fn try_start(options: EtcdOptions) -> Result<Etcd> {
         let mut members = Vec::with_capacity(options.members);
         for _ in 0..options.members {
             members.push(Member {

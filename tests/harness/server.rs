@@ -89,7 +89,7 @@ impl Server {
     /// # Errors
     /// When it does not become ready; the error has the end of its log.
     pub async fn start(data_dir: &Path, options: ServerOptions) -> Result<Server> {
-        let mut server = Server::prepare(data_dir, options).await?;
+        let mut server = Server::prepare(data_dir, options)?;
         server.restart()?;
         Ok(server)
     }
@@ -98,7 +98,7 @@ impl Server {
     ///
     /// # Errors
     /// When no port is free.
-    pub async fn prepare(data_dir: &Path, options: ServerOptions) -> Result<Server> {
+    pub fn prepare(data_dir: &Path, options: ServerOptions) -> Result<Server> {
         let port = || reserve(&SystemRng);
         let ports = [port()?, port()?, port()?];
         let data_dir = data_dir.to_owned();

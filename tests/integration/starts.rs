@@ -13,7 +13,7 @@ const MESSAGES: u32 = 20;
 /// messages in flight and their client connected. What was acknowledged is there in the end.
 async fn start_and_stop(rounds: u32) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let mut server = Server::prepare(&folder.path().join("data"), ServerOptions::default()).await?;
+    let mut server = Server::prepare(&folder.path().join("data"), ServerOptions::default())?;
     let mut acknowledged = Vec::new();
     for round in 0..rounds {
         server.restart().with_context(|| format!("start {round}"))?;
