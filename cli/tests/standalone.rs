@@ -5,8 +5,6 @@
     reason = "a test that cannot go on must fail"
 )]
 
-use std::collections::BTreeSet;
-use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -179,77 +177,4 @@ fn a_configuration_is_checked_before_anything_is_touched() {
         1,
         "only the file"
     );
-}
-
-/// Names of metrics in a text.
-fn metrics_in(text: &str) -> BTreeSet<&str> {
-    let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-    let words = text.split(|c: char| !is_name(c));
-    let named = words.filter(|word| word.starts_with("aquifer_"));
-    named.collect()
-}
-
-/// What dashboards and alerts look at and a server of one process does not have.
-const OF_CLUSTERS: [&str; 8] = [
-    "aquifer_metadata_quota_bytes",
-    "aquifer_metadata_used_bytes",
-    "aquifer_repair_bookies_away",
-    "aquifer_repair_paused",
-    "aquifer_repair_rate_bytes_per_second",
-    "aquifer_repair_under_replicated_ledgers",
-    "aquifer_tls_certificate_expires_seconds",
-    "aquifer_tls_reloads_total",
-];
-/// What is shown once it was measured, as backlogs every half minute.
-const MEASURED: [&str; 16] = [
-    "aquifer_bookie_removing_bytes",
-    "aquifer_bookie_store_bytes",
-    "aquifer_broker_backlog_age_seconds_max",
-    "aquifer_broker_backlog_messages",
-    "aquifer_broker_backlog_messages_max",
-    "aquifer_broker_balance_spread_ratio",
-    "aquifer_broker_namespace_backlog_age_seconds",
-    "aquifer_broker_namespace_backlog_messages",
-    "aquifer_broker_namespace_delivered_bytes_per_second",
-    "aquifer_broker_namespace_delivered_messages_per_second",
-    "aquifer_broker_namespace_published_bytes_per_second",
-    "aquifer_broker_namespace_published_messages_per_second",
-    "aquifer_broker_namespace_sessions",
-    "aquifer_broker_namespace_topics",
-    "aquifer_broker_namespace_unloaded_backlog_age_seconds",
-    "aquifer_broker_namespace_unloaded_backlog_messages",
-];
-
-/// An alert on a rate would miss the first event of a series that begins with it.
-#[test]
-fn every_metric_of_dashboards_and_alerts_is_there_before_the_first_event() {
-    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
-    let alerts = fs::read_to_string(deploy.join("alerts/aquifer.yaml")).unwrap();
-    let rules = alerts.lines().filter(|line| !line.starts_with('#'));
-    let mut texts = vec![rules.collect::<Vec<_>>().join("\n")];
-    for file in fs::read_dir(deploy.join("dashboards")).unwrap() {
-        let path = file.unwrap().path();
-        if path.extension().is_some_and(|end| end == "json") {
-            texts.push(fs::read_to_string(path).unwrap());
-        }
-    }
-    let named: BTreeSet<&str> = texts.iter().flat_map(|text| metrics_in(text)).collect();
-    assert!(named.len() > 70, "{named:?}");
-    let folder = tempfile::tempdir().unwrap();
-    let server = start(&folder.path().join("data"));
-    let answer = get(&server, "/metrics");
-    let there = answer.lines().filter(|line| !line.starts_with('#'));
-    let there: BTreeSet<&str> = there
-        .flat_map(|line| metrics_in(line).pop_first())
-        .collect();
-    let missing: Vec<&str> = named
-        .into_iter()
-        .filter(|name| !there.contains(name) && !OF_CLUSTERS.contains(name))
-        .filter(|name| !MEASURED.contains(name))
-        .collect();
-    assert!(missing.is_empty(), "{missing:?} in {answer}");
-    let types = answer.lines().filter(|line| line.starts_with("# TYPE"));
-    let mut seen = BTreeSet::new();
-    let twice: Vec<&str> = types.filter(|line| !seen.insert(*line)).collect();
-    assert!(twice.is_empty(), "{twice:?}");
 }

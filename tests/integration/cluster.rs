@@ -7,10 +7,9 @@ mod delivery_right;
 mod identity;
 mod listeners;
 pub mod load;
-mod metrics;
 mod rest;
 mod shared_etcd;
-mod signals;
+pub mod signals;
 mod start;
 
 use std::path::Path;

@@ -15,6 +15,7 @@ mod follow;
 mod interop;
 mod issuers;
 mod limits;
+mod metrics;
 mod offload;
 mod operators;
 mod policies;

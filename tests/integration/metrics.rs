@@ -1,5 +1,6 @@
-//! What dashboards and alerts look at is there in each process of a cluster that has just started:
-//! an alert on a rate would miss the first event of a series that begins with it.
+//! What dashboards and alerts look at is there in a server of one process, and in each process of a
+//! cluster, that has just started: an alert on a rate would miss the first event of a series that
+//! begins with it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +10,7 @@ use std::process::Command;
 use anyhow::{Result, ensure};
 use aquifer_harness::cluster::Cluster;
 use aquifer_harness::http::get;
-use aquifer_harness::server::binary;
+use aquifer_harness::server::{Server, ServerOptions, binary};
 use aquifer_harness::wait::until;
 
 use crate::cluster::signals::Role;
@@ -33,6 +34,13 @@ const LOOKED_AT: [&str; 6] = [
     "aquifer_repair_paused",
     "aquifer_repair_rate_bytes_per_second",
     "aquifer_repair_under_replicated_ledgers",
+];
+/// What a server of one process does not have, besides what an audit shows.
+const OF_CLUSTERS: [&str; 4] = [
+    "aquifer_metadata_lease_remaining_seconds",
+    "aquifer_metadata_watch_restarts_total",
+    "aquifer_tls_certificate_expires_seconds",
+    "aquifer_tls_reloads_total",
 ];
 /// What is shown once it was measured, as backlogs every half minute.
 const MEASURED: [&str; 16] = [
@@ -92,6 +100,7 @@ fn looked_at() -> Result<BTreeSet<String>> {
 fn is_of(role: &str, name: &str) -> bool {
     let of_brokers = OF_BROKERS.iter().any(|start| name.starts_with(start));
     match role {
+        "standalone" => !OF_CLUSTERS.contains(&name),
         "broker" => !name.starts_with(OF_BOOKIES) && !name.starts_with(OF_REPAIR),
         "bookie" => !of_brokers,
         _ => !of_brokers && !name.starts_with(OF_BOOKIES),
@@ -117,6 +126,16 @@ async fn check(role: &str, http: &str, named: &BTreeSet<String>) -> Result<()> {
     let twice: Vec<&str> = types.filter(|line| !seen.insert(*line)).collect();
     ensure!(twice.is_empty(), "{role}: {twice:?}");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_has_the_metrics_of_dashboards_and_alerts_from_the_start() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let data_dir = folder.path().join("data");
+    let mut server = Server::start(&data_dir, ServerOptions::default()).await?;
+    check("standalone", &server.http(), &looked_at()?).await?;
+    server.stop()?;
+    server.check_logs()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
