@@ -32,7 +32,8 @@ step documentation env RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_l
 step fuzz tools/fuzz.sh
 # The tests drive the binary of this very build; without its name each would build one with features of its own.
 step build cargo test --workspace --locked --no-run
-step tests env AQUIFER_BIN="$CARGO_TARGET_DIR/debug/aquifer" cargo test --workspace --locked
+# A failure ends with its reason, not with a backtrace: what is kept of a long output is its end.
+step tests env RUST_BACKTRACE=0 AQUIFER_BIN="$CARGO_TARGET_DIR/debug/aquifer" cargo test --workspace --locked
 # The chart itself needs helm, which takes minutes to build: `make chart`.
 step deploy or_skipped deploy/check.sh --quick --aquifer "$CARGO_TARGET_DIR/debug/aquifer"
 # With an init as well: `make package-test`.
