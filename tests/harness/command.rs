@@ -2,6 +2,9 @@
 
 use std::io::{self, BufRead, BufReader};
 use std::process::{Child, Command};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -17,15 +20,24 @@ pub fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// How long a process may take to print its first line; generous, because CI machines stall.
+const FIRST_LINE: Duration = Duration::from_mins(2);
+
 /// The first line that a process prints to its piped output.
 ///
 /// # Errors
-/// When its output is not piped, or cannot be read.
+/// When its output is not piped, cannot be read, or has no line within two minutes.
 pub fn first_line(child: &mut Child) -> Result<String> {
     let stdout = child.stdout.take().context("stdout is piped")?;
-    let mut line = String::new();
-    BufReader::new(stdout).read_line(&mut line)?;
-    Ok(line)
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut line = String::new();
+        let read = BufReader::new(stdout).read_line(&mut line);
+        // A caller that does not wait any more does not need it.
+        let _ = sender.send(read.map(|_| line));
+    });
+    let line = receiver.recv_timeout(FIRST_LINE);
+    Ok(line.context("the process has printed no line")??)
 }
 
 /// Why a program cannot be started, and what to do about it.
