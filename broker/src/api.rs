@@ -21,6 +21,7 @@ mod subscriptions;
 mod topic_life;
 mod topics;
 
+use aquifer_model::content::{Removed, TopicContent};
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
@@ -29,8 +30,8 @@ use aquifer_model::subscription::Properties;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use aquifer_protocol_api::access::{Access, Action, Resource};
 use aquifer_protocol_api::admin::{
-    Admin, Clear, Deletion, Page, PageRequest, Peeked, Reimport, Removal, Removed,
-    SubscriptionReset, TopicContent, TopicDescription, TopicLayout,
+    Admin, Clear, Deletion, Page, PageRequest, Peeked, Reimport, Removal, SubscriptionReset,
+    TopicDescription, TopicLayout,
 };
 use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::context::RequestContext;
@@ -220,7 +221,8 @@ impl Admin for Broker {
         create: bool,
     ) -> ApiResult<TopicLayout> {
         // Producers and consumers look a topic up before they open it, and create it where the
-        // namespace allows that. Who may only describe it finds it, and creates nothing.
+        // namespace allows that. A caller that may only describe it finds it, and
+        // creates nothing.
         let (action, create) = match create && self.may_use(ctx, &topic) {
             true => (Action::Use, self.created_by(ctx, "describe_topic")),
             false => (Action::Describe, Create::Never),

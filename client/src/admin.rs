@@ -7,7 +7,6 @@ mod load;
 mod operator;
 mod subscriptions;
 mod tenancy;
-mod topic_content;
 mod topics;
 
 use std::sync::Arc;
@@ -24,13 +23,13 @@ use crate::error::{ClientError, Result};
 use crate::lookup::{Layout, layout_of, unary};
 use crate::retry::Deadline;
 
+pub use aquifer_model::content::{Removed, TopicContent};
 pub use aquifer_model::stats::{
     LedgerPlace, LedgerStats, ProducerStats, SubscriptionStats, TopicEnd, TopicStats,
 };
 pub use operator::{BookieInfo, BrokerInfo, BundleInfo, LedgerFragment, LedgerInfo};
 pub use subscriptions::{ClearOptions, SubscriptionReset};
-pub use tenancy::{DeleteOptions, Removed};
-pub use topic_content::TopicContent;
+pub use tenancy::DeleteOptions;
 
 type Client = v1::admin_client::AdminClient<Authorized>;
 type Operator = v1::operator_client::OperatorClient<Authorized>;

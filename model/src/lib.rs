@@ -9,6 +9,7 @@ pub mod batch;
 pub mod bundle;
 pub mod bytes_at;
 pub mod checksum;
+pub mod content;
 pub mod entry;
 pub mod extensions;
 pub mod format;

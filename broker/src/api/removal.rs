@@ -1,8 +1,9 @@
 //! Deletion of tenants and namespaces, as it is recorded: what a dry run asks for changes nothing,
 //! and the audit log tells one from the other.
 
+use aquifer_model::content::Removed;
 use aquifer_protocol_api::access::{Access, Action, Resource};
-use aquifer_protocol_api::admin::{Removal, Removed};
+use aquifer_protocol_api::admin::Removal;
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::error::ApiResult;
 use tracing::info_span;

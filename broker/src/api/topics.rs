@@ -14,6 +14,7 @@ use aquifer_log::error::LogError;
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::record;
 use aquifer_metadata::store::Versioned;
+use aquifer_model::content::TopicContent;
 use aquifer_model::hash::KeyHash;
 use aquifer_model::id::TopicIncarnation;
 use aquifer_model::limits::PARTITIONS_MAX;
@@ -22,9 +23,7 @@ use aquifer_model::stats::TopicStats;
 use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_proto::v1::TopicRecord;
 use aquifer_protocol_api::access::Resource;
-use aquifer_protocol_api::admin::{
-    Deletion, Page, PageRequest, TopicContent, TopicDescription, TopicLayout,
-};
+use aquifer_protocol_api::admin::{Deletion, Page, PageRequest, TopicDescription, TopicLayout};
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::error::ErrorKind;
 use aquifer_runtime::clock;

@@ -14,6 +14,10 @@
 //! - What is deleted besides topics was there while the record was as it was marked: either the
 //!   change compares that record, or it was found before the record was looked at again.
 //!
+//! A deletion that finds its record changed begins at the mark again, a bounded number of times.
+//! This is not `store.update`: between the mark and the end many other keys are deleted, and topics
+//! by their owners, for as long as that takes.
+//!
 //! The records of who owned the bundles stay: epochs must not begin again.
 
 mod marks;
@@ -27,10 +31,11 @@ use std::sync::Arc;
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::scan;
 use aquifer_metadata::store::{Expect, Guard, Revision, Versioned};
+use aquifer_model::content::Removed;
 use aquifer_model::policy::PolicyScope;
 use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_proto::v1::{NamespaceRecord, Removal};
-use aquifer_protocol_api::admin::{PageRequest, Removed};
+use aquifer_protocol_api::admin::PageRequest;
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 use futures::StreamExt;
 
@@ -43,7 +48,7 @@ use crate::topics::running::{Answer, Running};
 const PAGE_ITEMS: usize = 100;
 /// Topics that are deleted at once.
 const TOPICS_AT_ONCE: usize = 8;
-/// How often a record is changed again that others change at the same time.
+/// How often a deletion begins again whose records others change at the same time.
 const ATTEMPTS_MAX: u32 = 16;
 /// Deletions begun by others that this broker finishes at a time.
 const RESUMED_MAX: usize = 4;

@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
+use aquifer_model::content::TopicContent;
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_model::subscription::Properties;
 use aquifer_model::topic::SubscriptionName;
-use aquifer_protocol_api::admin::{Admin, Clear, Deletion, PageRequest, TopicContent};
+use aquifer_protocol_api::admin::{Admin, Clear, Deletion, PageRequest};
 use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::error::{ApiResult, ErrorKind, Outcome};

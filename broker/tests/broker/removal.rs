@@ -4,10 +4,11 @@
 use aquifer_metadata::keys;
 use aquifer_metadata::record;
 use aquifer_metadata::store::{Expect, MetadataStore};
+use aquifer_model::content::Removed;
 use aquifer_model::policy::Policies;
 use aquifer_model::topic::NamespaceName;
 use aquifer_proto::v1::{NamespaceRecord, Removal as Mark};
-use aquifer_protocol_api::admin::{Admin, Removal, Removed};
+use aquifer_protocol_api::admin::{Admin, Removal};
 use aquifer_protocol_api::error::{ApiResult, ErrorKind};
 
 use crate::support::{Harness, ctx, kind, name, soon, until};

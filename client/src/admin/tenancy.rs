@@ -1,5 +1,6 @@
 //! The ends of tenants and namespaces, as an operator brings them about.
 
+use aquifer_model::content::Removed;
 use aquifer_model::topic::NamespaceName;
 use aquifer_proto::v1;
 
@@ -13,15 +14,6 @@ pub struct DeleteOptions {
     pub force: bool,
     /// Nothing is deleted: it is only asked what is in it.
     pub dry_run: bool,
-}
-
-/// What was deleted, or would be.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Removed {
-    /// Namespaces.
-    pub namespaces: u64,
-    /// Topics, a partitioned one counted once.
-    pub topics: u64,
 }
 
 impl Admin {

@@ -1,11 +1,11 @@
 //! The ends of topics: their deletion, and that they take no more messages.
 
+use aquifer_model::content::TopicContent;
 use aquifer_model::stats::TopicEnd;
 use aquifer_model::topic::TopicName;
 use aquifer_proto::convert::stats::end;
 use aquifer_proto::v1;
 
-use crate::admin::topic_content::TopicContent;
 use crate::admin::{Admin, Client};
 use crate::error::{ClientError, Result};
 

@@ -1,5 +1,6 @@
 //! The port of administration: what belongs to tenants.
 
+use aquifer_model::content::{Removed, TopicContent};
 use aquifer_model::hash::KeyHash;
 use aquifer_model::id::{Index, TopicIncarnation};
 use aquifer_model::place::Place;
@@ -288,15 +289,6 @@ pub struct Removal {
     pub dry_run: bool,
 }
 
-/// What was deleted, or would be.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct Removed {
-    /// Namespaces.
-    pub namespaces: u64,
-    /// Topics, a partitioned one counted once.
-    pub topics: u64,
-}
-
 /// How a topic is deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Deletion {
@@ -306,21 +298,6 @@ pub enum Deletion {
     Force,
     /// Not at all: it is only asked whether clients are connected, as brokers ask each other.
     Check,
-}
-
-/// What the deletion of a topic would delete.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct TopicContent {
-    /// 0 when it is not partitioned.
-    pub partitions: u32,
-    /// Messages that are kept.
-    pub messages: u64,
-    /// Bytes stored.
-    pub stored_bytes: u64,
-    /// Subscriptions that outlive their consumers.
-    pub subscriptions: u64,
-    /// Clients are connected: it is deleted by force only.
-    pub in_use: bool,
 }
 
 /// What of a subscription is given up.

@@ -1,14 +1,13 @@
 //! Administration: every method parses, calls once and converts.
 
+use aquifer_model::content::TopicContent;
 use aquifer_model::place::Place;
 use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::convert::ranges::{wire_key_hash, wire_ranges};
 use aquifer_proto::convert::stats::{wire_end, wire_stats};
 use aquifer_proto::convert::subscription::properties;
 use aquifer_proto::v1;
-use aquifer_protocol_api::admin::{
-    Clear, Deletion, Reimport, Removal, SubscriptionReset, TopicContent,
-};
+use aquifer_protocol_api::admin::{Clear, Deletion, Reimport, Removal, SubscriptionReset};
 use aquifer_protocol_api::consumer::IndexRange;
 use tonic::{Request, async_trait};
 

@@ -7,12 +7,13 @@ use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::record;
 use aquifer_metadata::store::{Expect, Guard, Revision, Versioned};
 use aquifer_metadata::update::{Change, UpdateError};
+use aquifer_model::content::Removed;
 use aquifer_model::policy::PolicyScope;
 use aquifer_model::topic::NamespaceName;
 use aquifer_proto::v1::{
     ForgottenRecord, GrantRecord, Removal, RoleRecord, TenantRecord, TokenRecord,
 };
-use aquifer_protocol_api::admin::{PageRequest, Removed};
+use aquifer_protocol_api::admin::PageRequest;
 
 use crate::error::BrokerError;
 use crate::namespace::listing::{Listed, Lister, parse};

@@ -5,6 +5,7 @@ use aquifer_model::backup::{
     RestoredAccess, TopicCapture,
 };
 use aquifer_model::bundle::BundleRange;
+use aquifer_model::content::{Removed, TopicContent};
 use aquifer_model::hash::KeyHash;
 use aquifer_model::id::{BackupId, BookieId, BrokerId, Index, LedgerId};
 use aquifer_model::inventory::{BookieView, LedgerView, ListedLedger};
@@ -18,8 +19,8 @@ use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use async_trait::async_trait;
 
 use crate::admin::{
-    Admin, Clear, Deletion, Page, PageRequest, Peeked, Reimport, Removal, Removed,
-    SubscriptionReset, TopicContent, TopicDescription, TopicLayout,
+    Admin, Clear, Deletion, Page, PageRequest, Peeked, Reimport, Removal, SubscriptionReset,
+    TopicDescription, TopicLayout,
 };
 use crate::backup::Backups;
 use crate::conformance::fake::{FakeBroker, LIFE};
