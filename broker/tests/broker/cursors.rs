@@ -12,7 +12,7 @@ use aquifer_protocol_api::consumer::{
 };
 use aquifer_protocol_api::error::ErrorKind;
 
-use crate::support::{Harness, ctx, kind, name, soon, subscribe, until};
+use crate::support::{Consumer, Harness, ctx, kind, name, soon, subscribe, until};
 
 #[tokio::test]
 async fn what_was_confirmed_is_not_delivered_again_i9() {
@@ -183,8 +183,8 @@ async fn confirmations_wait_until_the_cursor_log_can_be_written_i9() {
     assert_eq!(consumer.take_payloads(1).await, ["b"]);
 }
 
-/// I13: while the cursor log cannot be written, what waits for it has a bound. A client that asks
-/// for more is told to come back, and the subscription goes on when it can be written.
+/// I13: while the cursor log cannot be written, what waits for it has a bound. Requests beyond it
+/// are refused one by one: the sessions of others go on, and succeed when it can be written.
 #[tokio::test]
 async fn what_waits_for_the_cursor_log_is_bounded() {
     // More than 16 MiB of them.
@@ -193,26 +193,52 @@ async fn what_waits_for_the_cursor_log_is_bounded() {
     let mut producer = harness.producer("orders", "p").await;
     producer.publish(&["a", "b"]).await;
     let mut consumer = harness.consumer("orders", "s").await;
+    assert_eq!(consumer.take_payloads(2).await, ["a", "b"]);
+    let mut flood = harness.consumer("orders", "flood").await;
     let bookie = harness.world.bookies.ids()[0];
     harness.world.bookies.hold(bookie);
     let mut asked = 0;
     let refused = loop {
-        if let Ok(ConsumerEvent::Failed(error)) = consumer.events.try_recv() {
+        if let Ok(ConsumerEvent::SeekRefused { error, .. }) = flood.events.try_recv() {
             break error;
         }
         assert!(asked < SEEKS, "all of them wait");
         asked += 1;
         let place = Place::Index(Index(asked % 3));
-        if consumer.port.seek(asked, place).await.is_err() {
-            break consumer.error().await;
-        }
+        flood.port.seek(asked, place).await.unwrap();
     };
     assert_eq!(refused.kind, ErrorKind::Overloaded);
+    assert_eq!(
+        acknowledged(&mut consumer).await,
+        Err(ErrorKind::Overloaded)
+    );
     harness.world.bookies.release(bookie);
+    while let Err(kind) = acknowledged(&mut consumer).await {
+        assert_eq!(kind, ErrorKind::Overloaded);
+    }
     let harness = harness.restart().await;
+    assert_eq!(harness.stats("orders").await.subscriptions.len(), 2);
+    producer = harness.producer("orders", "p").await;
+    producer.publish(&["c"]).await;
     let mut consumer = harness.consumer("orders", "s").await;
-    consumer.seek(Place::Earliest).await;
-    assert_eq!(consumer.take_payloads(2).await, ["a", "b"]);
+    assert_eq!(consumer.take_payloads(1).await, ["c"]);
+}
+
+/// Acknowledges two messages once more.
+async fn acknowledged(consumer: &mut Consumer) -> Result<(), ErrorKind> {
+    let ack = consumer.ack(&[], Some(1));
+    let id = ack.request_id;
+    consumer.port.acknowledge(ack).await.unwrap();
+    loop {
+        match consumer.event().await {
+            ConsumerEvent::Confirmed { request_id } if request_id == id => return Ok(()),
+            ConsumerEvent::AcknowledgeRefused { request_id, error } if request_id == id => {
+                return Err(error.kind);
+            }
+            ConsumerEvent::Active(_) => {}
+            other => panic!("expected an answer, got {other:?}"),
+        }
+    }
 }
 
 fn keep_nothing(entries: u64) -> EffectivePolicies {
@@ -338,8 +364,8 @@ async fn acknowledgements_right_before_an_orderly_close_count() {
     assert_eq!(stats.subscriptions[0].backlog_messages, 0);
 }
 
-/// Creating a subscription records its place, and says nothing of consumers: whoever consumes first decides how
-/// it is shared, and nothing was delivered to anybody before.
+/// Creating a subscription records its place, and says nothing of consumers: the first consumer
+/// decides how it is shared, and nothing was delivered before.
 #[tokio::test]
 async fn a_subscription_can_be_created_without_a_consumer() {
     let harness = Harness::start().await;

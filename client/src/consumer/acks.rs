@@ -204,6 +204,13 @@ impl Acks {
         Some(group.outcome)
     }
 
+    /// The broker has refused a request for the moment: it is made again.
+    pub(crate) fn put_back(&mut self, request_id: u64) {
+        if let Some((_, group)) = self.under_way.take_if(|(id, _)| *id == request_id) {
+            self.waiting.push_front(group);
+        }
+    }
+
     /// A new session begins: what is not confirmed is sent again.
     pub(crate) fn rewind(&mut self) {
         if let Some((_, group)) = self.under_way.take() {

@@ -9,6 +9,7 @@
 mod arrivals;
 mod order;
 mod reader;
+mod refusals;
 mod role;
 mod seek;
 mod subscriber;
@@ -25,6 +26,7 @@ use aquifer_runtime::clock::Instant;
 use bytes::Bytes;
 
 use self::arrivals::Arrivals;
+use self::refusals::{Refusals, is_for_the_moment};
 use self::role::Role;
 use self::seek::PendingSeek;
 use crate::batch::Delivered;
@@ -57,10 +59,12 @@ pub(crate) struct Inbox {
     owner_epoch: OwnerEpoch,
     seek_epoch: SeekEpoch,
     arrivals: Arrivals,
-    /// Why the session before ended, until one is open again.
+    /// Why the session before ended, until one is open again; or why the broker refuses something
+    /// for the moment.
     last_error: Option<ClientError>,
     seek: Option<PendingSeek>,
     last_seek_id: u64,
+    refusals: Refusals,
     stream: Option<Waker>,
 }
 
@@ -89,6 +93,7 @@ impl Inbox {
             last_error: None,
             seek: None,
             last_seek_id: 0,
+            refusals: Refusals::default(),
             stream: None,
         }
     }
@@ -99,7 +104,7 @@ impl Inbox {
         self.begin_session(wakers);
     }
 
-    /// Why it is not subscribed at the moment.
+    /// Why it is not subscribed, or refused something, at the moment.
     pub(crate) fn last_error(&self) -> Option<&ClientError> {
         self.last_error.as_ref()
     }
@@ -112,6 +117,7 @@ impl Inbox {
         self.is_active = false;
         self.has_ended = false;
         self.arrivals.reset();
+        self.refusals = Refusals::default();
         if let Role::Subscriber(subscriber) = &mut self.role {
             subscriber.begin_session();
         }
@@ -393,16 +399,30 @@ impl Inbox {
         }
     }
 
-    pub(crate) fn confirmed(&mut self, session: u64, answer: v1::Confirmed, wakers: &mut Wakers) {
+    /// The broker has made an acknowledgement durable, or refused it.
+    pub(crate) fn confirmed(
+        &mut self,
+        session: u64,
+        answer: v1::Confirmed,
+        now: Instant,
+        wakers: &mut Wakers,
+    ) {
         let Role::Subscriber(subscriber) = &mut self.role else {
             return;
         };
         if session != self.session {
             return;
         }
+        let refusal: Option<ClientError> = answer.error.map(Into::into);
+        if let Some(error) = refusal.as_ref().filter(|error| is_for_the_moment(error)) {
+            subscriber.acks.put_back(answer.request_id);
+            self.refusals.hold_back(now);
+            error.remember(&mut self.last_error);
+            return;
+        }
         if let Some(outcome) = subscriber.acks.confirmed(answer.request_id) {
-            let result = answer.error.map_or(Ok(()), |detail| Err(detail.into()));
-            outcome.set_and(result, wakers);
+            self.last_error = None;
+            outcome.set_and(refusal.map_or(Ok(()), Err), wakers);
         }
         if subscriber.acks.is_due() {
             wakers.add(self.stream.take());
@@ -483,13 +503,14 @@ impl Inbox {
             self.stream = Some(waker.clone());
             return Some(None);
         }
-        let epochs = self.epochs();
+        let (epochs, is_holding_back) = (self.epochs(), self.refusals.is_holding_back());
         if let Role::Subscriber(subscriber) = &mut self.role
-            && let Some(request) = subscriber.next_request(epochs)
+            && let Some(request) = subscriber.next_request(epochs, is_holding_back)
         {
             return Some(Some(request));
         }
-        if let Some(seek) = self.seek.as_mut().filter(|seek| !seek.is_sent) {
+        let wanted = |seek: &&mut PendingSeek| !seek.is_sent && !is_holding_back;
+        if let Some(seek) = self.seek.as_mut().filter(wanted) {
             seek.is_sent = true;
             return Some(Some(Request::Seek(v1::Seek {
                 request_id: seek.request_id,

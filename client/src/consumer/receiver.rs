@@ -292,8 +292,8 @@ impl Receiver {
         match locate(&self.context, &topic, place, deadline).await {
             Ok(found) => Ok(Place::Index(Index(found.index))),
             Err(error) if error.is_retryable() => Err(error.with_outcome(Outcome::NotApplied)),
-            // Who may consume need not be allowed to look places up. The session finds it, and says
-            // what is wrong.
+            // A caller that may consume need not be allowed to look places up. The session finds
+            // the place, and says what is wrong.
             Err(_) => Ok(place),
         }
     }
@@ -357,7 +357,8 @@ impl Receiver {
         result
     }
 
-    /// Fails acknowledgements that wait longer than the operation timeout.
+    /// Fails acknowledgements that wait longer than the operation timeout, and makes requests that
+    /// were refused for the moment again.
     pub(crate) fn expire_acks(&self, partition: usize) {
         let limit = self.context.operation_timeout;
         let error = Deadline::after(limit).error("acknowledging", Outcome::Unknown);
@@ -366,6 +367,7 @@ impl Receiver {
             let error = error.because_of(inbox.last_error().cloned());
             inbox.expire_acks(limit, now, &error, wakers);
             inbox.expire_redelivery(limit, now, wakers);
+            inbox.make_again(now, wakers);
         });
     }
 

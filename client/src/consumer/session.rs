@@ -102,10 +102,12 @@ impl Session for ConsumeSession {
                 self.update(|inbox, wakers| inbox.deliver(number, deliveries, wakers));
             }
             Some(Response::Confirmed(confirmed)) => {
-                self.update(|inbox, wakers| inbox.confirmed(number, confirmed, wakers));
+                let now = Instant::now();
+                self.update(|inbox, wakers| inbox.confirmed(number, confirmed, now, wakers));
             }
             Some(Response::SeekDone(done)) => {
-                self.update(|inbox, wakers| inbox.seek_done(number, done, wakers));
+                let now = Instant::now();
+                self.update(|inbox, wakers| inbox.seek_done(number, done, now, wakers));
             }
             Some(Response::Gap(gap)) => {
                 self.update(|inbox, wakers| inbox.gap(number, gap, wakers));
@@ -155,7 +157,9 @@ impl Session for ConsumeSession {
     }
 
     fn next_expiry(&self) -> Option<Instant> {
-        Instant::now().checked_add(self.receiver.next_expiry(self.partition))
+        let expiry = Instant::now().checked_add(self.receiver.next_expiry(self.partition));
+        let again_at = self.receiver.read(self.partition, Inbox::again_at);
+        expiry.into_iter().chain(again_at).min()
     }
 
     fn expire(&self) -> bool {

@@ -150,7 +150,7 @@ impl Slot {
             start: self.state.start(),
             end: cx.visible_end(),
         };
-        self.notify(&notices);
+        self.notify(cx, &notices);
         cx.shared.metrics.consumers.add(1, &[]);
         cx.counters.session_opened();
         Ok(ConsumerSession {
@@ -181,8 +181,19 @@ impl Slot {
             ConsumerRequest::Credit { messages, bytes } => {
                 out.grant(messages, bytes);
             }
-            ConsumerRequest::Acknowledge(_) | ConsumerRequest::Seek { .. } if cursors.is_full() => {
-                self.fail(cx, consumer, BrokerError::Log(LogError::Overloaded).into());
+            // Only this request has to come again later: what else the session does goes on.
+            ConsumerRequest::Acknowledge(ack) if cursors.is_full() => {
+                let (request_id, error) = (ack.request_id, overloaded());
+                let refused = ConsumerEvent::AcknowledgeRefused { request_id, error };
+                self.tell(cx, consumer, refused);
+            }
+            ConsumerRequest::Seek { request_id, .. } if cursors.is_full() => {
+                let error = overloaded();
+                self.tell(
+                    cx,
+                    consumer,
+                    ConsumerEvent::SeekRefused { request_id, error },
+                );
             }
             ConsumerRequest::Acknowledge(ack) => self.acknowledge(cx, cursors, consumer, &ack),
             ConsumerRequest::NegativeAcknowledge(negative) => {
@@ -297,11 +308,16 @@ impl Slot {
         self.wake();
     }
 
-    fn notify(&mut self, notices: &[Notice]) {
+    fn notify(&mut self, cx: &TopicContext, notices: &[Notice]) {
         for notice in notices {
             let Notice::Active { consumer, active } = notice;
             if let Some(out) = self.consumers.get_mut(consumer) {
                 out.push(ConsumerEvent::Active(*active));
+                // One that has too much already ends with its next event: ending it here could
+                // notify the next one, and so on.
+                if !out.is_overfull() {
+                    self.allow(cx, *consumer);
+                }
             }
         }
     }
@@ -383,7 +399,7 @@ impl Slot {
         }
         if self.state.is_durable() {
             let notices = self.state.detach(consumer);
-            self.notify(&notices);
+            self.notify(cx, &notices);
             self.wake();
         }
         if cursors
@@ -403,9 +419,14 @@ impl Slot {
         cx.counters.session_closed();
         self.ended.push(consumer);
         let notices = self.state.detach(consumer);
-        self.notify(&notices);
+        self.notify(cx, &notices);
         self.wake();
     }
+}
+
+/// Too much waits for the cursor log: the same request may succeed later.
+fn overloaded() -> ApiError {
+    BrokerError::Log(LogError::Overloaded).into()
 }
 
 pub(super) fn being_deleted() -> BrokerError {

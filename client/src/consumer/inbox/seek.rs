@@ -6,7 +6,9 @@ use std::sync::Arc;
 use aquifer_model::id::{Index, SeekEpoch};
 use aquifer_model::place::Place;
 use aquifer_proto::v1;
+use aquifer_runtime::clock::Instant;
 
+use crate::consumer::inbox::refusals::is_for_the_moment;
 use crate::consumer::inbox::{Inbox, SeekOutcome};
 use crate::error::ClientError;
 use crate::wake::Wakers;
@@ -22,19 +24,35 @@ pub(super) struct PendingSeek {
 
 impl Inbox {
     /// The broker has moved the subscription, for this consumer or for another (id 0).
-    pub(crate) fn seek_done(&mut self, session: u64, done: v1::SeekDone, wakers: &mut Wakers) {
+    pub(crate) fn seek_done(
+        &mut self,
+        session: u64,
+        done: v1::SeekDone,
+        now: Instant,
+        wakers: &mut Wakers,
+    ) {
         if session != self.session {
             return;
         }
         let ours = |seek: &mut PendingSeek| seek.is_sent && seek.request_id == done.request_id;
         if let Some(refusal) = done.error {
             // Everything stays where it is.
-            if let Some(seek) = self.seek.take_if(ours) {
-                seek.outcome.set_and(Err(refusal.into()), wakers);
+            let error: ClientError = refusal.into();
+            if is_for_the_moment(&error) {
+                if let Some(seek) = self.seek.as_mut()
+                    && ours(seek)
+                {
+                    seek.is_sent = false;
+                }
+                self.refusals.hold_back(now);
+                error.remember(&mut self.last_error);
+            } else if let Some(seek) = self.seek.take_if(ours) {
+                seek.outcome.set_and(Err(error), wakers);
             }
             return;
         }
         self.has_ended = false;
+        self.last_error = None;
         self.advance_seek_epoch(SeekEpoch(done.seek_epoch), wakers);
         self.role.moved_to(done.index);
         if let Some(seek) = self.seek.take_if(ours) {

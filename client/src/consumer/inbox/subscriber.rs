@@ -101,9 +101,9 @@ impl SubscriberState {
         order.is_some_and(|order| order.waits_longer_than(limit, now))
     }
 
-    /// The next acknowledgement, or else the next negative one.
-    pub(super) fn next_request(&mut self, epochs: Epochs) -> Option<Request> {
-        if let Some(ack) = self.acks.next() {
+    /// The next acknowledgement, unless they are held back, or else the next negative one.
+    pub(super) fn next_request(&mut self, epochs: Epochs, holds_back: bool) -> Option<Request> {
+        if !holds_back && let Some(ack) = self.acks.next() {
             return Some(Request::Acknowledge(ack));
         }
         if self.nacks.len() == 0 {

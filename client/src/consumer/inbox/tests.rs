@@ -1,5 +1,6 @@
 use aquifer_model::batch::{BatchFields, Compression, MessageRecord, MessageRow, encode};
 use aquifer_model::subscription::SubscriptionType;
+use aquifer_proto::v1::consume_request::Request;
 use bytes::BytesMut;
 use proptest::prelude::*;
 
@@ -194,7 +195,12 @@ fn what_cannot_be_read_can_be_passed_over() {
     assert_eq!((short.first_index, short.last_index), (Index(5), Index(7)));
     assert_eq!(indexes(&mut inbox), [8]);
     assert_eq!(acknowledged(&mut inbox, &unpacked), [(1, 1), (3, 4)]);
-    inbox.confirmed(session, confirmed(1), &mut Wakers::default());
+    inbox.confirmed(
+        session,
+        confirmed(1),
+        Instant::now(),
+        &mut Wakers::default(),
+    );
     assert_eq!(acknowledged(&mut inbox, &short), [(5, 7)]);
 }
 
@@ -203,6 +209,79 @@ fn confirmed(request_id: u64) -> v1::Confirmed {
         request_id,
         error: None,
     }
+}
+
+fn refusal(code: v1::ErrorCode) -> Option<v1::ErrorDetail> {
+    Some(v1::ErrorDetail {
+        code: code.into(),
+        ..v1::ErrorDetail::default()
+    })
+}
+
+/// The next request that is no credit.
+fn next_request(inbox: &mut Inbox, session: u64) -> Option<Request> {
+    loop {
+        match inbox.next_request(session, Waker::noop()).expect("open") {
+            Some(Request::Credit(_)) => {}
+            other => return other,
+        }
+    }
+}
+
+/// A broker that has too much waiting refuses requests and not the session: what was delivered
+/// stays, and acknowledgements and seeks are made again after a pause.
+#[test]
+fn what_is_refused_for_the_moment_is_asked_for_again() {
+    let mut inbox = consumer(SubscriptionType::Shared);
+    let session = subscribe(&mut inbox, 0);
+    deliver(&mut inbox, session, deliveries(1, 0, &[(0, 1), (1, 1)]));
+    let first = inbox.take().unwrap().unwrap();
+    let outcome = ack(&mut inbox, &first);
+    let mut wakers = Wakers::default();
+    let seek = inbox.seek(Place::Index(Index(1)), &mut wakers).unwrap();
+    let Some(Request::Acknowledge(asked)) = next_request(&mut inbox, session) else {
+        panic!("no acknowledgement");
+    };
+    let Some(Request::Seek(sought)) = next_request(&mut inbox, session) else {
+        panic!("no seek");
+    };
+    let now = Instant::now();
+    let refused = v1::Confirmed {
+        request_id: asked.request_id,
+        error: refusal(v1::ErrorCode::Overloaded),
+    };
+    inbox.confirmed(session, refused, now, &mut wakers);
+    let refused = v1::SeekDone {
+        request_id: sought.request_id,
+        error: refusal(v1::ErrorCode::Overloaded),
+        ..v1::SeekDone::default()
+    };
+    inbox.seek_done(session, refused, now, &mut wakers);
+    inbox.make_again(now, &mut wakers);
+    assert_eq!(next_request(&mut inbox, session), None, "not at once");
+    assert_eq!(indexes(&mut inbox), [1], "nothing is void");
+    inbox.make_again(inbox.again_at().unwrap(), &mut wakers);
+    assert_eq!(inbox.again_at(), None);
+    let Some(Request::Acknowledge(again)) = next_request(&mut inbox, session) else {
+        panic!("it is not made again");
+    };
+    assert_eq!(again.individual, asked.individual);
+    assert_eq!(
+        next_request(&mut inbox, session),
+        Some(Request::Seek(sought.clone()))
+    );
+    let mut cx = std::task::Context::from_waker(Waker::noop());
+    assert!(outcome.poll(&mut None, &mut cx).is_pending());
+    inbox.confirmed(session, confirmed(again.request_id), now, &mut wakers);
+    assert!(outcome.poll(&mut None, &mut cx).is_ready());
+    // Another refusal is the outcome.
+    let refused = v1::SeekDone {
+        request_id: sought.request_id,
+        error: refusal(v1::ErrorCode::InvalidArgument),
+        ..v1::SeekDone::default()
+    };
+    inbox.seek_done(session, refused, now, &mut wakers);
+    assert!(seek.poll(&mut None, &mut cx).is_ready());
 }
 
 /// One record that is malformed does not take the rest of its batch with it.
@@ -342,7 +421,7 @@ fn somebody_elses_seek_moves_this_consumer_too() {
         index: 0,
         error: None,
     };
-    inbox.seek_done(session, done, &mut Wakers::default());
+    inbox.seek_done(session, done, Instant::now(), &mut Wakers::default());
     assert_eq!(indexes(&mut inbox), [0; 0]);
     deliver(&mut inbox, session, deliveries(1, 3, &[(0, 1)]));
     assert_eq!(indexes(&mut inbox), [0]);
