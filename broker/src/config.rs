@@ -41,7 +41,8 @@ pub struct BrokerConfig {
     /// A snapshot of producers' states is taken after this many entries, so that replay stays
     /// bounded.
     pub dedup_snapshot_entries: u64,
-    /// A snapshot of producers' states is taken after this many bytes.
+    /// A snapshot of producers' states is taken after this many bytes: the bookies read them whole
+    /// when the topic is loaded after a crash, although only heads are asked for.
     pub dedup_snapshot_bytes: u64,
     /// A snapshot of producers' states is taken after this time when anything was published.
     pub dedup_snapshot_ms: u64,
@@ -52,7 +53,7 @@ pub struct BrokerConfig {
     /// Replication where no policy says otherwise.
     #[serde(skip)]
     pub default_quorum: Quorum,
-    /// Who may do what. The process has a section of its own for it.
+    /// What callers may do. The process has a section of its own for it.
     #[serde(skip)]
     pub auth: AuthConfig,
 }
@@ -71,7 +72,7 @@ impl Default for BrokerConfig {
             subscriptions_shown: 0,
             cursor_log_bytes_max: 8 << 20,
             dedup_snapshot_entries: 20_000,
-            dedup_snapshot_bytes: 256 << 20,
+            dedup_snapshot_bytes: 32 << 20,
             dedup_snapshot_ms: 120 * 1000,
             namespace_bundles: 16,
             balance: BalanceConfig::default(),

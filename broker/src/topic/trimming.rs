@@ -297,6 +297,17 @@ mod tests {
         );
     }
 
+    /// Large batches are few entries, and a load after a crash has their bodies read.
+    #[test]
+    fn a_snapshot_is_due_by_bytes_as_well() {
+        let config = BrokerConfig::default();
+        let since = |bytes| SinceSnapshot { entries: 40, bytes };
+        let due = |bytes, age| is_snapshot_due(&config, since(bytes), age, (1, 40));
+        assert!(due(32 << 20, SNAPSHOT_PAUSE));
+        assert!(!due((32 << 20) - 1, SNAPSHOT_PAUSE));
+        assert!(!due(32 << 20, SNAPSHOT_PAUSE / 2), "not all the time");
+    }
+
     fn trimming() -> Trimming {
         Trimming::new(Duration::ZERO, Index(0))
     }
