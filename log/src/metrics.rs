@@ -60,6 +60,8 @@ pub struct LogMetrics {
     pub append_seconds: Histogram<f64>,
     /// Appends that failed.
     pub append_failures: Counter<u64>,
+    /// Logs opened whose newest entry is dated far ahead of the clock.
+    pub dated_ahead: Counter<u64>,
     /// Reads served by the tail cache.
     pub tail_hits: Counter<u64>,
     /// Reads that were not.
@@ -97,6 +99,7 @@ impl LogMetrics {
                 .with_boundaries(LATENCY_BOUNDARIES.to_vec())
                 .build(),
             append_failures: counter("aquifer_log_append_failures_total"),
+            dated_ahead: counter("aquifer_log_dated_ahead_total"),
             tail_hits: counter("aquifer_log_tail_hits_total"),
             tail_misses: counter("aquifer_log_tail_misses_total"),
             offload_attempts: zero::counter_by(

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
 use aquifer_ledger::reader::{Wanted, newest_whole};
@@ -10,6 +11,7 @@ use aquifer_ledger::writer::machine::LedgerEnd;
 use aquifer_model::entry::EntryHead;
 use aquifer_model::id::{EntryId, Index};
 use aquifer_model::limits::BATCH_MESSAGES_MAX;
+use aquifer_model::topic::TopicName;
 use aquifer_runtime::clock;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -26,6 +28,9 @@ use crate::types::{LogKind, LogOptions};
 
 /// Attempts to recover the last ledger before the caller hears of trouble.
 const ATTEMPTS: u32 = 4;
+
+/// Clocks of one cluster that differ by more than this are an operator's concern.
+const AHEAD_MAX: Duration = Duration::from_hours(1);
 
 pub(crate) async fn open(
     ctx: Arc<LogContext>,
@@ -62,6 +67,7 @@ pub(crate) async fn open(
         index: end,
         time_ms: last_ms.max(earlier_ms),
     };
+    tell_of_times_ahead(&ctx, cell.topic(), tip.time_ms);
     let state = State {
         phase: Phase::Idle,
         first: segments.front().map_or(end, |s| s.first_index),
@@ -100,6 +106,23 @@ pub(crate) async fn open(
         cell,
         ctx,
     }))
+}
+
+/// Broker time never goes back (H13), so what follows a message of a clock that was ahead is dated
+/// like it, and retention by time keeps all of it until then (F10).
+fn tell_of_times_ahead(ctx: &LogContext, topic: &TopicName, newest_ms: u64) {
+    if let Some(ahead) = dated_ahead(newest_ms, ctx.ledgers.clock.wall_ms()) {
+        tracing::warn!(
+            %topic, ahead_seconds = ahead.as_secs(),
+            "messages are dated ahead of the clock: retention by time and expiry wait for it"
+        );
+        ctx.metrics.dated_ahead.add(1, &[]);
+    }
+}
+
+fn dated_ahead(newest_ms: u64, now_ms: u64) -> Option<Duration> {
+    let ahead = Duration::from_millis(newest_ms.saturating_sub(now_ms));
+    (ahead > AHEAD_MAX).then_some(ahead)
 }
 
 /// Segments are consecutive in index, and only the last may be open.
@@ -241,5 +264,20 @@ async fn closed(
         clock::sleep(ctx.ledgers.rng.jitter(backoff)).await;
         backoff = (backoff * 2).min(ctx.ledgers.settings.retry_backoff_max);
         attempt += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_times_far_ahead_are_told() {
+        let (now, hour) = (1_700_000_000_000, 3_600_000);
+        assert_eq!(dated_ahead(now, now), None);
+        assert_eq!(dated_ahead(now - 1, now), None);
+        assert_eq!(dated_ahead(now + hour, now), None);
+        let ahead = dated_ahead(now + hour + 1, now);
+        assert_eq!(ahead, Some(Duration::from_millis(hour + 1)));
     }
 }

@@ -1,5 +1,6 @@
 //! The topic log against bookies and metadata in memory.
 
+mod clocks;
 mod crash;
 mod ensembles;
 mod faults;
@@ -277,29 +278,6 @@ async fn outcomes_are_never_told_inside_append() {
     while *locking.0.lock() < 20 {
         locking.1.notified().await;
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn broker_time_never_goes_back_over_owners_with_slower_clocks_h13() {
-    let world = TestWorld::new(1);
-    let clock = world.clock.clone().unwrap();
-    let owner = Owner::open(world.logs(), options(100)).await;
-    owner.append_all(0..1).await;
-    clock.set_wall_ms(1_700_000_005_000);
-    owner.append_all(1..2).await;
-    owner.log.close().await.unwrap();
-
-    clock.set_wall_ms(1_600_000_000_000);
-    let heir = Owner::open(world.logs(), options(100)).await;
-    heir.append_all(2..4).await;
-    let times: Vec<u64> = heir
-        .read_all()
-        .await
-        .iter()
-        .map(|entry| entry.head.broker_time_ms)
-        .collect();
-    let (first, later) = (1_700_000_000_000, 1_700_000_005_000);
-    assert_eq!(times, [first, later, later, later]);
 }
 
 #[tokio::test(start_paused = true)]
