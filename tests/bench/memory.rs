@@ -8,6 +8,9 @@ use aquifer_runtime::clock::sleep;
 use crate::Suite;
 use crate::row::{Bound, Row};
 
+/// Consumers, and readers, that take nothing. Their number is not to count.
+const STALLED: u32 = 10;
+
 impl Suite {
     /// Waits until a server without load has flushed and given memory back. The same in a quick
     /// run: less would say nothing.
@@ -29,31 +32,37 @@ impl Suite {
         Ok(())
     }
 
-    /// Publishes at full speed for a minute while one consumer and one reader are connected that
-    /// take nothing (I13).
+    /// Publishes at full speed for a minute while consumers, each of a subscription of its own, and
+    /// readers are connected that take nothing (I13).
     pub(crate) async fn stalled_consumer(&mut self) -> Result<()> {
         let client = self.client()?;
         let topic = self.topic();
-        let consumer = client.consumer(&topic, "stalled").open().await?;
-        let reader = client.reader(&topic).open().await?;
+        let (mut consumers, mut readers) = (Vec::new(), Vec::new());
+        for number in 0..STALLED {
+            let subscription = format!("stalled-{number}");
+            consumers.push(client.consumer(&topic, &subscription).open().await?);
+            readers.push(client.reader(&topic).open().await?);
+        }
         self.server.forget_peak()?;
         let load = self.load(self.seconds(60), 10_000).topic(&topic);
         let published = load.produce().await?.complete()?;
         let peak = self.server.usage()?.peak_bytes;
-        // Both are still there: what they asked for at first waits for them.
-        consumer.receive().await?;
-        reader.next().await?;
-        drop((consumer, reader));
+        // All are still there: what they asked for at first waits for them.
+        for (consumer, reader) in consumers.iter().zip(&readers) {
+            consumer.receive().await?;
+            reader.next().await?;
+        }
+        drop((consumers, readers));
         self.remove(&client, &[topic]).await?;
         let row = Row::new(
-            "resident memory, a consumer and a reader stalled under full publish load",
+            "resident memory, consumers and readers stalled under full publish load",
             peak / 1e6,
             "MB",
             Bound::AtMost,
             256.0,
         );
         let note = format!(
-            "{} messages in {:.0} s",
+            "{STALLED} of each; {} messages in {:.0} s",
             published.messages, published.seconds
         );
         self.rows.push(row.note(note));

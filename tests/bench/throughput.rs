@@ -215,7 +215,7 @@ impl Suite {
             100.0 * rate / alone,
             "% of publish alone",
             Bound::AtLeast,
-            80.0,
+            85.0,
         );
         self.rows
             .push(row.note(format!("{rate:.0} msg/s; {read} messages read beside")));
