@@ -15,6 +15,7 @@ pub mod error;
 pub mod format;
 mod hedge;
 pub mod library;
+pub mod listing;
 pub mod location;
 pub mod object;
 pub mod paced;

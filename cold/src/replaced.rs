@@ -17,10 +17,11 @@ use prost::Message;
 use crate::backup::file::{FILE_BYTES_MAX, Kind, decode, encode};
 use crate::error::{ColdError, ColdResult};
 use crate::format::FormatError;
-use crate::store::ColdStore;
+use crate::listing;
+use crate::store::{ColdStore, Listed};
 
-/// Notes of one page of a listing.
-const PAGE: usize = 1_000;
+/// Notes of one object. Each is an attempt to write it again, of which there are few.
+const NOTES_MAX: usize = 1_000;
 /// Objects that were written again one after the other for the same ledger.
 const CHAIN_MAX: usize = 64;
 
@@ -65,7 +66,7 @@ pub async fn note(
 /// Those of the store.
 pub async fn forget(store: &dyn ColdStore, cluster: &str, damaged: AttemptId) -> ColdResult<()> {
     let below = format!("{}/{damaged}", directory(cluster));
-    for found in store.list(&below, None, PAGE).await? {
+    for found in store.list(&below, None, NOTES_MAX).await? {
         store.delete(&found.name).await?;
     }
     Ok(())
@@ -90,28 +91,23 @@ impl Replaced {
             cluster: cluster.to_owned(),
             by: BTreeMap::new(),
         };
-        let mut after: Option<String> = None;
-        loop {
-            let page = store.list(&below, after.as_deref(), PAGE).await?;
-            let Some(last) = page.last() else {
-                for notes in found.by.values_mut() {
-                    notes.sort_unstable();
-                }
-                return Ok(found);
-            };
-            after = Some(last.name.clone());
-            for note in &page {
-                // What has another name is no note.
-                let ids = note.name.strip_prefix(&below).and_then(|rest| {
-                    let (damaged, attempt) = rest.strip_prefix('/')?.split_once('/')?;
-                    Some((damaged.parse().ok()?, attempt.parse().ok()?))
-                });
-                if let Some((damaged, attempt)) = ids {
-                    let attempt = (note.modified_ms, attempt);
-                    found.by.entry(damaged).or_default().push(attempt);
-                }
+        let look = |note: Listed| -> ColdResult<()> {
+            // What has another name is no note.
+            let ids = note.name.strip_prefix(&below).and_then(|rest| {
+                let (damaged, attempt) = rest.strip_prefix('/')?.split_once('/')?;
+                Some((damaged.parse().ok()?, attempt.parse().ok()?))
+            });
+            if let Some((damaged, attempt)) = ids {
+                let attempt = (note.modified_ms, attempt);
+                found.by.entry(damaged).or_default().push(attempt);
             }
+            Ok(())
+        };
+        listing::each(store, &below, look).await??;
+        for notes in found.by.values_mut() {
+            notes.sort_unstable();
         }
+        Ok(found)
     }
 
     /// What took the place of an object, if that is there.

@@ -55,7 +55,8 @@ pub trait ColdStore: Send + Sync + 'static {
     /// not exist is deleted.
     async fn delete(&self, name: &str) -> ColdResult<()>;
 
-    /// Objects whose names are below a path and behind `after`, in order, at most `count`.
+    /// Objects whose names are below a path and behind `after`, in order, at most `count`; fewer
+    /// only when there are no more. [`each`](crate::listing::each) shows all of them.
     async fn list(&self, below: &str, after: Option<&str>, count: usize)
     -> ColdResult<Vec<Listed>>;
 }

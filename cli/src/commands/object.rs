@@ -12,8 +12,9 @@ use aquifer_cold::error::ColdError;
 use aquifer_cold::format::block::Block;
 use aquifer_cold::format::tail::Tail;
 use aquifer_cold::library;
+use aquifer_cold::listing;
 use aquifer_cold::object::{SUFFIX, read_tail, verify};
-use aquifer_cold::store::ColdStore;
+use aquifer_cold::store::{ColdStore, Listed};
 use aquifer_model::entry::EntryData;
 use aquifer_model::id::{EntryId, Index, TopicIncarnation};
 use aquifer_model::place::rfc3339_ms;
@@ -25,9 +26,6 @@ use crate::args::{ObjectCommand, StoreArgs};
 use crate::commands::message;
 use crate::exit::CliError;
 use crate::output::{Output, Table};
-
-/// Objects of one request for a listing.
-const PAGE_OBJECTS: usize = 10_000;
 
 /// Runs the command.
 ///
@@ -122,30 +120,29 @@ async fn list(
 ) -> Result<(), CliError> {
     let store = open(url, args)?;
     let mut left = count.unwrap_or(usize::MAX);
-    let mut after: Option<String> = None;
     let mut table = Table::new(["object", "bytes"]);
     let base = url.trim_end_matches('/');
-    while left > 0 {
-        let page = store.list("", after.as_deref(), PAGE_OBJECTS).await;
-        let page = page.map_err(failed)?;
-        let is_last = page.len() < PAGE_OBJECTS;
-        after = page.last().map(|object| object.name.clone());
-        for object in page
-            .into_iter()
-            .filter(|o| o.name.ends_with(SUFFIX))
-            .take(left)
-        {
-            left -= 1;
-            let url = format!("{base}/{}", object.name);
-            if out.is_json() {
-                out.object(&json!({"url": url, "bytes": object.bytes}))?;
-            } else {
-                table.row([url, object.bytes.to_string()]);
-            }
+    let show = |object: Listed| {
+        if left == 0 {
+            return Err(None);
         }
-        if is_last {
-            break;
+        if !object.name.ends_with(SUFFIX) {
+            return Ok(());
         }
+        left -= 1;
+        let url = format!("{base}/{}", object.name);
+        if out.is_json() {
+            out.object(&json!({"url": url, "bytes": object.bytes}))
+                .map_err(Some)?;
+        } else {
+            table.row([url, object.bytes.to_string()]);
+        }
+        Ok(())
+    };
+    match listing::each(&*store, "", show).await.map_err(failed)? {
+        // All of them, or as many as were asked for.
+        Ok(()) | Err(None) => {}
+        Err(Some(error)) => return Err(error),
     }
     match out.is_json() {
         true => Ok(()),

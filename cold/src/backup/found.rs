@@ -6,10 +6,9 @@ use aquifer_model::id::BackupId;
 
 use crate::backup::{ROOT, damaged, name_of};
 use crate::error::ColdResult;
-use crate::store::ColdStore;
+use crate::listing;
+use crate::store::{ColdStore, Listed};
 
-/// Objects of one request for a listing.
-const PAGE_OBJECTS: usize = 1_000;
 /// Backups that one place may show.
 const BACKUPS_MAX: usize = 100_000;
 
@@ -33,6 +32,8 @@ pub struct Found {
 pub async fn clusters(store: &dyn ColdStore) -> ColdResult<Vec<String>> {
     let mut found = BTreeSet::new();
     let mut after: Option<String> = None;
+    // No `listing::each`, which shows every object of every cluster: this jumps from one folder to
+    // the next, so that it reads one object of each cluster.
     loop {
         let page = store.list("", after.as_deref(), 1).await?;
         let Some(first) = page.first() else {
@@ -57,36 +58,29 @@ pub async fn clusters(store: &dyn ColdStore) -> ColdResult<Vec<String>> {
 pub async fn list(store: &dyn ColdStore, cluster: &str) -> ColdResult<Vec<Found>> {
     let below = format!("{cluster}/backups");
     let mut found: BTreeMap<BackupId, Found> = BTreeMap::new();
-    let mut after: Option<String> = None;
-    loop {
-        let page = store.list(&below, after.as_deref(), PAGE_OBJECTS).await?;
-        after = page.last().map(|object| object.name.clone());
-        let is_last = page.len() < PAGE_OBJECTS;
-        for object in page {
-            let rest = object.name.strip_prefix(&below).unwrap_or_default();
-            let mut parts = rest.trim_start_matches('/').splitn(2, '/');
-            let (Some(id), Some(file)) = (parts.next(), parts.next()) else {
-                continue;
-            };
-            let Ok(id) = id.parse::<BackupId>() else {
-                continue;
-            };
-            if found.len() >= BACKUPS_MAX {
-                return Err(damaged(&below, "it has more backups than any place"));
-            }
-            let backup = found.entry(id).or_insert_with(|| Found {
-                cluster: cluster.to_owned(),
-                id,
-                has_root: false,
-                files: Vec::new(),
-            });
-            backup.has_root |= file == ROOT;
-            backup.files.push(file.to_owned());
+    let look = |object: Listed| {
+        let rest = object.name.strip_prefix(&below).unwrap_or_default();
+        let Some((id, file)) = rest.trim_start_matches('/').split_once('/') else {
+            return Ok(());
+        };
+        let Ok(id) = id.parse::<BackupId>() else {
+            return Ok(());
+        };
+        if found.len() >= BACKUPS_MAX {
+            return Err(damaged(&below, "it has more backups than any place"));
         }
-        if is_last {
-            return Ok(found.into_values().collect());
-        }
-    }
+        let backup = found.entry(id).or_insert_with(|| Found {
+            cluster: cluster.to_owned(),
+            id,
+            has_root: false,
+            files: Vec::new(),
+        });
+        backup.has_root |= file == ROOT;
+        backup.files.push(file.to_owned());
+        Ok(())
+    };
+    listing::each(store, &below, look).await??;
+    Ok(found.into_values().collect())
 }
 
 /// Deletes the root: from now on there is no backup.

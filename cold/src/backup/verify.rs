@@ -13,13 +13,11 @@ use aquifer_runtime::secret::sha256;
 use crate::backup::{Lists, TopicParts, damaged, id_of, read_topic};
 use crate::error::{ColdError, ColdResult};
 use crate::format::Expected;
+use crate::listing;
 use crate::location::PlaceOfObjects;
 use crate::object;
 use crate::replaced::Replaced;
-use crate::store::ColdStore;
-
-/// Objects of one request for a listing.
-const PAGE_OBJECTS: usize = 10_000;
+use crate::store::{ColdStore, Listed};
 
 /// What was found.
 #[derive(Debug, Clone, Default)]
@@ -203,7 +201,11 @@ async fn look(
             .map(|(name, _)| directory_of(name))
             .collect::<BTreeSet<_>>()
         {
-            list(&*store, directory, &mut sizes).await?;
+            let note = |object: Listed| -> ColdResult<()> {
+                sizes.insert(object.name, object.bytes);
+                Ok(())
+            };
+            listing::each(&*store, directory, note).await??;
         }
         for (name, object) in wanted() {
             let topic = &object.topic;
@@ -235,21 +237,4 @@ async fn look(
 fn directory_of(name: &str) -> &str {
     let cut = name.rfind('/').and_then(|end| name[..end].rfind('/'));
     cut.map_or("", |end| &name[..end])
-}
-
-async fn list(
-    store: &dyn ColdStore,
-    below: &str,
-    sizes: &mut BTreeMap<String, u64>,
-) -> ColdResult<()> {
-    let mut after: Option<String> = None;
-    loop {
-        let page = store.list(below, after.as_deref(), PAGE_OBJECTS).await?;
-        let is_last = page.len() < PAGE_OBJECTS;
-        after = page.last().map(|object| object.name.clone());
-        sizes.extend(page.into_iter().map(|object| (object.name, object.bytes)));
-        if is_last {
-            return Ok(());
-        }
-    }
 }

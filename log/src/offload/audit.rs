@@ -15,6 +15,7 @@
 use std::collections::HashSet;
 
 use aquifer_cold::error::ColdError;
+use aquifer_cold::listing;
 use aquifer_cold::location::Location;
 use aquifer_cold::object::{NameParts, parse_name, read_tail};
 use aquifer_cold::store::Listed;
@@ -26,8 +27,6 @@ use aquifer_model::id::{AttemptId, CreationToken, LedgerId};
 use crate::error::LogError;
 use crate::offload::upload::of_store;
 
-/// Objects of one listing: a directory is walked whole for each.
-const PAGE_OBJECTS: usize = 10_000;
 /// Findings of a kind that one audit has in memory.
 const FINDINGS_MAX: usize = 100_000;
 /// Orphans that are believed of any place.
@@ -144,41 +143,31 @@ async fn list(
 ) -> Result<(Vec<Suspect>, HashSet<AttemptId>), LogError> {
     let below = format!("{}/data", location.owner);
     let (mut suspects, mut seen) = (Vec::new(), HashSet::new());
-    let mut after: Option<String> = None;
-    loop {
-        let page = location
-            .store
-            .list(&below, after.as_deref(), PAGE_OBJECTS)
-            .await;
-        let page = page.map_err(of_store)?;
-        let is_last = page.len() < PAGE_OBJECTS;
-        after = page.last().map(|object| object.name.clone());
-        for object in page {
-            audit.objects += 1;
-            audit.bytes += object.bytes;
-            let Some(parts) = parse_name(&location.owner, &object.name) else {
-                note(&mut audit.doubtful, object.name)?;
-                continue;
-            };
-            audit.newest = audit.newest.max(Some(parts.ledger));
-            if let Some((_, bytes)) = named.stored.get(&parts.attempt) {
-                audit.stored += 1;
-                if *bytes == object.bytes {
-                    seen.insert(parts.attempt);
-                }
-            } else if named.passing.contains(&parts.attempt) {
-                audit.passing += 1;
-            } else if is_young(&object, &parts, young_since_ms) {
-                audit.young += 1;
-            } else {
-                let (name, bytes) = (object.name, object.bytes);
-                note(&mut suspects, Suspect { name, bytes, parts })?;
+    let look = |object: Listed| {
+        audit.objects += 1;
+        audit.bytes += object.bytes;
+        let Some(parts) = parse_name(&location.owner, &object.name) else {
+            return note(&mut audit.doubtful, object.name);
+        };
+        audit.newest = audit.newest.max(Some(parts.ledger));
+        if let Some((_, bytes)) = named.stored.get(&parts.attempt) {
+            audit.stored += 1;
+            if *bytes == object.bytes {
+                seen.insert(parts.attempt);
             }
+        } else if named.passing.contains(&parts.attempt) {
+            audit.passing += 1;
+        } else if is_young(&object, &parts, young_since_ms) {
+            audit.young += 1;
+        } else {
+            let (name, bytes) = (object.name, object.bytes);
+            return note(&mut suspects, Suspect { name, bytes, parts });
         }
-        if is_last {
-            return Ok((suspects, seen));
-        }
-    }
+        Ok(())
+    };
+    let listed = listing::each(&*location.store, &below, look).await;
+    listed.map_err(of_store)??;
+    Ok((suspects, seen))
 }
 
 fn is_young(object: &Listed, parts: &NameParts, since_ms: u64) -> bool {
