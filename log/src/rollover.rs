@@ -31,6 +31,9 @@ use crate::record::{RecordChange, note_removed};
 use crate::state::{Current, LogInner, Phase, Segment, SegmentStatus, State};
 use crate::types::LogKind;
 
+/// Attempts of a rollover whose keys others change at the same time.
+const ATTEMPTS_MAX: usize = 64;
+
 /// One rollover, as it was decided from the state of the log.
 struct Rollover {
     seal: Option<Seal>,
@@ -227,6 +230,10 @@ impl LogInner {
     }
 
     /// Seals and opens in one transaction; answers the ledger that was opened.
+    ///
+    /// This is not `store.update`, which reads and decides one key again. Here the records of a
+    /// topic and of two ledgers and a mark change together, and which of them was not as expected
+    /// decides what is read again and whether the rollover still may be made.
     async fn change_metadata(
         &self,
         rollover: &Rollover,
@@ -241,7 +248,7 @@ impl LogInner {
             ),
             None => None,
         };
-        loop {
+        for _ in 0..ATTEMPTS_MAX {
             let mut opened = match rollover.open {
                 Some(quorum) => Some(self.new_ledger(&rollover.known, quorum).await?),
                 None => None,
@@ -275,6 +282,8 @@ impl LogInner {
                 RecordChange::Unknown(error) => return Err(RolloverError::Unknown(error)),
             }
         }
+        let changing = "the records of its ledgers keep changing".to_owned();
+        Err(RolloverError::Refused(LogError::Unavailable(changing)))
     }
 
     /// What a rollover does to the record of the ledger that it seals.

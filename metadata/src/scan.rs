@@ -176,8 +176,8 @@ pub async fn page_behind(
 }
 
 /// The distinct names that follow a prefix, up to the next `/`, still escaped, in order: the
-/// tenants below `t/`, the namespaces below `t/T/`. Returns at most
-/// `names_max`. What is below a name is skipped, not read: the cost depends on the names alone.
+/// tenants below `t/`, the namespaces below `t/T/`. Returns at most `names_max`. What is below a
+/// name is skipped, not read: the cost depends on the names alone.
 ///
 /// # Errors
 /// Those of [`MetadataStore::scan`].

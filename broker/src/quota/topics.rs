@@ -34,7 +34,7 @@ pub(crate) struct TopicCounts {
     known: Mutex<HashMap<NamespaceName, Arc<Counting>>>,
 }
 
-/// The count of one namespace. Who holds it counts, and the others wait for what comes out.
+/// The count of one namespace. The task that holds the lock counts; the others wait for the result.
 #[derive(Default)]
 struct Counting(tokio::sync::Mutex<Option<Counted>>);
 
@@ -98,7 +98,9 @@ impl TopicCounts {
     }
 }
 
-/// Counts the topics of a namespace in metadata.
+/// Counts the topics of a namespace in metadata. No `scan::each`, which would read every page of
+/// segments of every topic while a request waits: a [`Lister`] jumps over these. What is created
+/// or deleted meanwhile is counted or not, as the module allows.
 async fn count(namespaces: &Namespaces, namespace: &NamespaceName) -> Result<u64, BrokerError> {
     let lister = Lister {
         store: namespaces.store().as_ref(),

@@ -23,6 +23,9 @@ impl Topics {
 
     /// Deletes the grants of a namespace and of topics in it. Patterns stay: they say nothing of
     /// one namespace. False: the namespace's record is not as expected any more.
+    ///
+    /// This is not `store.update`, which changes one key: many keys go together, and when one of
+    /// them was changed, all are looked for again.
     pub(super) async fn delete_grants(
         &self,
         namespace: &NamespaceName,
@@ -88,6 +91,8 @@ impl Topics {
     ) -> Result<bool, BrokerError> {
         let store = self.shared.namespaces.store();
         loop {
+            // No `scan::each`: this takes one page of the newest state at a time, as large as one
+            // transaction may be. Once it is deleted, the first page has what is left.
             let found = store.scan(prefix, None, KEYS_AT_ONCE).await?.items;
             if found.is_empty() {
                 return Ok(true);

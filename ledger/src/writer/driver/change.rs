@@ -51,14 +51,19 @@ impl Inner {
     }
 
     /// Changes the record until that is done, of no use, or impossible.
+    ///
+    /// This is not `store.update`: the outcome must be known however long the store is away (H8),
+    /// and each attempt has the guards of its moment. So attempts are not counted. They end when
+    /// the process shuts down or the writer has lost its right.
     pub(super) async fn change_ensemble(
         &self,
         first_entry: EntryId,
         failed: &[usize],
     ) -> WriterEvent {
-        // A record that may have been written. The same is written again until one attempt is known
-        // to have succeeded, or none can any more: they replace the same revision, so that at most
-        // one of them can. Another choice of bookies could not be told apart from a foreign change.
+        // A record that may have been written, when the store itself could not tell. The same is
+        // written again until one attempt is known to have succeeded, or none can any more: they
+        // replace the same revision, so that at most one of them can. Another choice of bookies
+        // could not be told apart from a foreign change.
         let mut in_doubt: Option<LedgerInfo> = None;
         loop {
             let mut info = match &in_doubt {
@@ -125,7 +130,13 @@ impl Inner {
     }
 
     /// Reads the record after a change that others have made impossible, or whose outcome is not
-    /// known; the event if nothing is left to do. The doubt ends when the record has changed.
+    /// known; the event if nothing is left to do. The doubt ends when the record has changed: no
+    /// attempt can succeed any more.
+    ///
+    /// Then the last fragment that was attempted is compared with that of the record. This is the
+    /// only place where a value tells an outcome. It is exact here: nothing but its writer changes
+    /// the last fragment of an open ledger. If the record has another one, the change is made again
+    /// from that record.
     async fn look_again(&self, in_doubt: &mut Option<LedgerInfo>) -> Option<WriterEvent> {
         match ledger_metadata::load_existing(&*self.ctx.store, self.ledger).await {
             Ok(current) if current.state == LedgerState::Open => {
