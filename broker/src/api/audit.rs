@@ -158,7 +158,7 @@ impl Broker {
         let namespaces = &self.shared.namespaces;
         let policies = Policies {
             retention: Some(Retention {
-                time_ms: Some(u64::try_from(RETENTION.as_millis()).unwrap_or(u64::MAX)),
+                time_ms: Some(clock::millis(RETENTION)),
                 size_bytes: Some(0),
             }),
             auto_create_topics: Some(true),

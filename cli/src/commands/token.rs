@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aquifer_broker::token_id;
 use aquifer_client::security::{NewToken, Refuses, Revocation, Security, TokenInfo};
+use aquifer_runtime::clock;
 use serde_json::{Value, json};
 
 use crate::args::TokenCommand;
@@ -104,8 +105,7 @@ fn list_revocations(found: &[Revocation], out: &Output) -> Result<(), CliError> 
 }
 
 fn since_1970(at: SystemTime) -> u64 {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    clock::millis(at.duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
 fn refused(revocation: &Revocation) -> String {

@@ -23,6 +23,7 @@ use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::scan::Pages;
 use aquifer_metadata::store::MetadataStore;
 use aquifer_model::id::{AttemptId, EntryId, LedgerId};
+use aquifer_runtime::clock;
 use bytes::Bytes;
 
 use crate::context::LogContext;
@@ -91,7 +92,7 @@ impl Subject {
     /// Whether its moment in passes of this length is between two times.
     #[must_use]
     pub fn is_due(&self, pass: Duration, between: &Range<u64>) -> bool {
-        let pass = u64::try_from(pass.as_millis()).unwrap_or(u64::MAX).max(1);
+        let pass = clock::millis(pass).max(1);
         let [.., a, b, c, d, e, f, g, h] = self.attempt.0;
         let moment = u64::from_be_bytes([a, b, c, d, e, f, g, h]) % pass;
         let wait = (moment + (pass - between.start % pass)) % pass;
