@@ -23,7 +23,7 @@ pub struct BookieConfig {
     /// The cluster that it is a bookie of; `None` inside a standalone server.
     #[serde(skip)]
     pub cluster: Option<String>,
-    /// Most bytes that it announces to have room for, where that is less than the disk has.
+    /// Maximum free space that it announces, in bytes, where that is less than the disk has.
     #[serde(skip)]
     pub capacity_bytes: Option<u64>,
     /// Identity and lock.
@@ -73,7 +73,7 @@ pub struct BookieConfig {
     pub read_only_below_free_bytes: u64,
     /// Above this much free space they are accepted again.
     pub writable_above_free_bytes: u64,
-    /// Room that is kept back, as a file, for cursors, deletions and a start on a disk that
+    /// Space that is kept back, as a file, for cursors, deletions and a start on a disk that
     /// other processes have filled, in bytes; 0: none.
     pub reserve_bytes: usize,
     /// How often free space is looked at, in milliseconds.

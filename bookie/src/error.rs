@@ -133,12 +133,12 @@ impl BookieOpenError {
             }
             BookieOpenError::Metadata(_) => "see whether the metadata store answers; try again",
             BookieOpenError::Io { .. } => {
-                "see whether the disk is mounted, has room, and lets this process write there"
+                "see whether the disk is mounted, has free space, and lets this process write there"
             }
             BookieOpenError::Full { .. } => {
                 "nothing is damaged or lost: free some 64 MiB on that file system (logs, files of \
                  other programs, never files of this directory) or enlarge it, and start again; \
-                 then delete topics to make room"
+                 then delete topics to free space"
             }
             BookieOpenError::Store { .. } if in_cluster => {
                 "restore its files; or start the bookie with an empty directory: it is then a new \

@@ -108,7 +108,7 @@ impl Housekeeper {
             .is_some_and(|room| room.available_bytes >= enough)
             && let Err(error) = self.reserve.make()
         {
-            tracing::debug!(%error, "no room is kept back for a full disk");
+            tracing::debug!(%error, "no space is reserved for a full disk");
         }
     }
 

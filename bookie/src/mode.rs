@@ -113,7 +113,7 @@ impl Mode {
             if full {
                 tracing::warn!("bookie is read-only: the disk is full");
             } else {
-                tracing::info!("the disk has room again");
+                tracing::info!("the disk has free space again");
             }
         }
     }

@@ -80,7 +80,7 @@ impl BlockHead {
             () if head.stored_len > head.raw_len => "it grew when it was compressed",
             () if head.entries == 0 => "it has no entries",
             () if u64::from(head.entries) * ROW_BYTES as u64 > u64::from(head.raw_len) => {
-                "it has no room for its rows"
+                "it is too small for its rows"
             }
             () if head
                 .first_entry

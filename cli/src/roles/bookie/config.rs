@@ -27,14 +27,14 @@ pub struct BookieRoleConfig {
     pub advertise: String,
     /// Its failure domain; empty where unknown.
     pub zone: String,
-    /// Most bytes that it announces to have room for; 0: what the disk has.
+    /// Maximum free space that it announces, in bytes; 0: what the disk has.
     pub capacity_bytes: u64,
     /// The cluster that it belongs to.
     #[serde(flatten)]
     pub cluster: ClusterSection,
     /// Health checks and metrics.
     pub http: HttpConfig,
-    /// Who may read metrics.
+    /// Which callers may read metrics.
     pub auth: MetricsSection,
     /// The storage API.
     pub bookie_api: ListenConfig,
