@@ -86,7 +86,7 @@ pub(crate) struct Context {
     pub(crate) peers: Option<Arc<dyn Peers>>,
     /// Seals where lists go on.
     pub(crate) pages: Pages,
-    /// Who may do what; `None`: every caller may do everything.
+    /// Decides what each caller may do; `None`: every caller may do everything.
     pub(crate) guard: Option<Arc<Guard>>,
     closing: AtomicBool,
     next_id: AtomicU64,

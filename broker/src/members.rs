@@ -1,7 +1,7 @@
 //! The brokers of the cluster as metadata shows them.
 //!
-//! Who is announced is alive, or was a moment ago: it steers who gets what, and decides nothing
-//! (I4).
+//! A broker that is announced is alive, or was a moment ago. Announcements steer which broker gets
+//! what, and decide nothing (I4).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -140,15 +140,15 @@ impl Members {
         Ok(found.and_then(|member| self.not_replaced(member)))
     }
 
-    /// Who should get something, by its name: the same everywhere, and spread over all brokers but
-    /// `without` and those that drain. `None` when none is left.
+    /// The broker that should get something, by its name: the same everywhere, and spread over all
+    /// brokers but `without` and those that drain. `None` when no broker is left.
     pub(crate) fn choose(&self, what: &str, without: Option<BrokerId>) -> Option<Member> {
         let free = self.serving().into_iter();
         free.filter(|member| Some(member.id) != without)
             .max_by_key(|member| rank(what, member.id))
     }
 
-    /// All that may get something: who drains, or does not serve yet, gets nothing.
+    /// All brokers that may get something: one that drains, or does not serve yet, gets nothing.
     pub(crate) fn serving(&self) -> Vec<Member> {
         let mut all = self.all();
         all.retain(|member| {
@@ -164,8 +164,8 @@ impl Members {
     }
 }
 
-/// Rendezvous hashing: who has the highest rank for a thing gets it, so that most things stay where
-/// they are when a broker comes or goes.
+/// Rendezvous hashing: the broker with the highest rank for a thing gets it, so that most things
+/// stay where they are when a broker comes or goes.
 pub(crate) fn rank(what: &str, broker: BrokerId) -> (u32, BrokerId) {
     let mut bytes = what.as_bytes().to_vec();
     bytes.extend_from_slice(&broker.0);

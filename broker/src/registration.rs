@@ -1,6 +1,7 @@
 //! What a broker says about itself to its cluster, under the lease of its process.
 //!
-//! It only says who lives and where: who owns a bundle is decided by its epoch (I4).
+//! It only says which brokers live and where: which broker owns a bundle is decided by its epoch
+//! (I4).
 
 use aquifer_model::listener::Listeners;
 

@@ -1,5 +1,5 @@
-//! Who calls, what it may do, and the record of both. With authentication off there is no
-//! [`Guard`], and nothing here runs.
+//! The caller of a request, what it may do, and the record of both. With authentication off there
+//! is no [`Guard`], and nothing here runs.
 //!
 //! Invariants (I12):
 //! - A request is decided once, on the names that it gives, before anything is looked up. What is

@@ -38,7 +38,7 @@ pub struct Security {
     context: Arc<Context>,
 }
 
-/// Who the caller is.
+/// The caller, as the broker knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The principal; `None` where authentication is off.
@@ -75,13 +75,13 @@ pub struct TokenInfo {
     pub name: String,
     /// The tenant that it belongs to; `None` for one of the cluster.
     pub tenant: Option<String>,
-    /// Who its bearer is.
+    /// The principal of its bearer.
     pub principal: String,
     /// When it was made, in ms since the Unix epoch.
     pub created_ms: u64,
     /// When it ends, in ms since the Unix epoch; `None` for never.
     pub expires_ms: Option<u64>,
-    /// Who made it.
+    /// The principal that made it.
     pub created_by: String,
     /// Whether it was revoked.
     pub revoked: bool,
@@ -137,7 +137,7 @@ pub struct AuditEnd {
 pub struct Grant {
     /// Its id.
     pub id: String,
-    /// Who may.
+    /// The principal that may.
     pub principal: String,
     /// The role that was given; `None` where actions were.
     pub role: Option<String>,
@@ -149,7 +149,7 @@ pub struct Grant {
     pub subscriptions: String,
     /// When it was given, in ms since the Unix epoch.
     pub created_ms: u64,
-    /// Who gave it.
+    /// The principal that gave it.
     pub created_by: String,
     /// When it ends, in ms since the Unix epoch; `None` for never.
     pub expires_ms: Option<u64>,
@@ -158,7 +158,7 @@ pub struct Grant {
 /// A grant to give.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewGrant {
-    /// Who may: a principal, or `group:ALIAS:NAME`.
+    /// The principal that may, or `group:ALIAS:NAME`.
     pub principal: String,
     /// What.
     pub allows: Allows,
@@ -184,7 +184,7 @@ impl Security {
         Security { context }
     }
 
-    /// Who the caller is, and what it was granted.
+    /// The principal of the caller, and what it was granted.
     ///
     /// # Errors
     /// [`ClientError::Unauthenticated`], or what every call may answer: cannot connect, timed out,

@@ -1,4 +1,4 @@
-//! Bookies and ledgers as metadata shows them to people, for those above who know no ledgers.
+//! Bookies and ledgers as metadata shows them to people, for crates above that know no ledgers.
 
 use std::collections::BTreeMap;
 

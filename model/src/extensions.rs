@@ -36,7 +36,7 @@ mod tag {
     pub const SCHEMA: u16 = 7;
 }
 
-/// Who sent an entry, and its place in what they sent.
+/// The producer that sent an entry, and the place of the entry in what the producer sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProducerStamp {
     /// The producer's name.
@@ -111,7 +111,7 @@ impl Extensions {
         self.0.is_empty()
     }
 
-    /// Who sent the entry; `None` when no producer stream carried it.
+    /// The producer that sent the entry; `None` when no producer stream carried it.
     #[must_use]
     pub fn producer(&self) -> Option<ProducerStamp> {
         let value = self.get(tag::PRODUCER)?;
@@ -236,7 +236,7 @@ impl ExtensionsBuilder {
         checked
     }
 
-    /// Says who sent the entry.
+    /// Sets the producer that sent the entry.
     ///
     /// # Errors
     /// When the name is empty or too long, or the sequence ids are not in order.

@@ -83,7 +83,7 @@ pub struct BundleLoad {
 /// What a broker says about its load.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoadReport {
-    /// Who says so.
+    /// The broker that says so.
     pub broker: BrokerId,
     /// The time that the rates are over; 0 when it has not measured yet.
     pub window_ms: u64,

@@ -115,7 +115,7 @@ pub struct ReadRange {
     /// The ledger.
     pub ledger: LedgerId,
     /// Its creation token: a bookie that has another ledger of that id answers
-    /// [`BookieError::Token`]. `None` takes any, for who has compared it already.
+    /// [`BookieError::Token`]. `None` takes any, for a caller that has compared it.
     pub token: Option<CreationToken>,
     /// First entry wanted.
     pub first: EntryId,

@@ -85,7 +85,7 @@ struct Node {
     tree: Arc<Mutex<Tree>>,
 }
 
-/// Who waits in a tree.
+/// The requests that wait in a tree.
 #[derive(Debug, Default)]
 struct Tree {
     waiters: HashMap<u64, Waiter>,

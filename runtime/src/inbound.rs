@@ -3,8 +3,8 @@
 //! The body of a request is a row of messages, each behind five bytes that announce its length.
 //! [`InboundBody`] reads these, takes the bytes of the message from a budget, and only then lets
 //! the message through. It gives them back when the next message is asked for, which is when the
-//! former one was dealt with; who keeps a message longer takes its bytes over, or names the budget
-//! that its messages are to come from ([`Inbound`]).
+//! former one was dealt with; a caller that keeps a message longer takes over its
+//! bytes, or names the budget that its messages are to come from ([`Inbound`]).
 //!
 //! A message that was begun must be complete in time: what it holds would be held for nothing.
 //! What has come of a message that waits for room is bounded too, and beyond that bound refused.

@@ -255,8 +255,8 @@ fn meter_provider(resource: Resource) -> Result<(Registry, SdkMeterProvider), Te
     Ok((registry, meters))
 }
 
-/// What is logged. Who quiets a process does not mean its record of who did what, nor the spans of
-/// single messages.
+/// What is logged. A person who quiets a process does not mean its record of what callers did, nor
+/// the spans of single messages.
 fn filter(given: &str) -> Result<EnvFilter, TelemetryError> {
     let wrong = |message: String| TelemetryError::Filter {
         given: given.to_owned(),

@@ -24,7 +24,7 @@ const OPENING: usize = 8;
 /// Connections that are open and idle when memory is compared.
 const IDLE: usize = 1_000;
 
-/// Who shows a JSON Web Token.
+/// The subject of the JSON Web Token.
 const SUBJECT: &str = "load";
 /// Longer than the part takes.
 const LIFETIME: Duration = Duration::from_secs(12 * 3_600);
@@ -34,7 +34,7 @@ struct Secured {
     server: Server,
     tls: ClientTlsConfig,
     token: String,
-    /// How loads show who they are: with a token of the server, and with one of an issuer.
+    /// The credentials that loads show: with a token of the server, and with one of an issuer.
     arguments: Vec<String>,
     of_issuer: Vec<String>,
 }

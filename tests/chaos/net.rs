@@ -16,9 +16,9 @@ pub const CLIENTS: u8 = 1;
 /// What no longer arrives: everything from one host to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cut {
-    /// Who is not heard.
+    /// The host that is not heard.
     pub from: u8,
-    /// Who does not hear.
+    /// The host that does not hear.
     pub to: u8,
 }
 

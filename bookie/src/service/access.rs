@@ -50,7 +50,7 @@ impl fmt::Display for Need {
 }
 
 impl Role {
-    /// Who makes a request at a port that has certificates, or has none.
+    /// The role of the caller of a request, at a port that has certificates or has none.
     pub(super) fn of<T>(request: &Request<T>, is_secret: bool) -> Role {
         if !is_secret {
             return Role::Open;

@@ -132,7 +132,7 @@ impl Broker {
     }
 }
 
-/// Who manages this sets the ceilings of a scope, and its share.
+/// A principal that may manage this sets the ceilings of a scope, and its share.
 pub(super) fn above(scope: &PolicyScope) -> Resource {
     match scope {
         PolicyScope::Tenant(_) => Resource::Cluster,

@@ -36,7 +36,8 @@ impl Broker {
         })
     }
 
-    /// What changing a token needs: its own holder may, and who may grant where it belongs.
+    /// What changing a token needs: its own holder may, and a principal that may grant where it
+    /// belongs.
     fn need_of_token(&self, ctx: &RequestContext, id: &str) -> (Action, Resource) {
         let guard = self.shared.guard.as_ref();
         if guard.is_some_and(|guard| guard.shows(ctx, id)) {

@@ -90,7 +90,7 @@ impl Cluster {
         Cluster { members, owners }
     }
 
-    /// Who owns a bundle, as far as this broker knows without asking.
+    /// The broker that owns a bundle, as far as this broker knows without asking.
     fn known_owner(&self, bundle: &Bundle) -> Option<BrokerId> {
         let found = self.owners.get(&key(bundle))?;
         let record: BundleOwnerRecord = record::decode(&found).ok()?;

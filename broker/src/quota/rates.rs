@@ -36,7 +36,7 @@ pub(crate) struct TopicRates {
     pub(super) turn: Semaphore,
     /// The turn of the read that reserves tokens and uses them.
     pub(super) read_turn: Arc<Semaphore>,
-    /// Who waits now, for each limit.
+    /// How many wait now, for each limit.
     waiting: [AtomicU32; Limit::ALL.len()],
     over: OverQuota,
     producers: ProducerRates,

@@ -7,9 +7,9 @@
 //! Refusals, and what consumers do all the time, are written at once the first time, and as counts
 //! after that, so that a flood of them fills no disk.
 //!
-//! A checkpoint is a line that is signed with a key of the cluster: who has the lines and not the
-//! key makes no other chain that holds. It comes behind a number of lines, after some time, and at
-//! the end of a clean stop.
+//! A checkpoint is a line that is signed with a key of the cluster: a process that has the
+//! lines and not the key makes no other chain that holds. A checkpoint comes behind a number of
+//! lines, after some time, and at the end of a clean stop.
 
 pub(crate) mod cause;
 pub(crate) mod ends;
@@ -434,7 +434,7 @@ fn add_field(object: &mut String, name: &str, value: &str) {
     }
 }
 
-/// The network of an address: who has one address of it has others.
+/// The network of an address: a peer with one address of it has others.
 fn network(peer: SocketAddr) -> String {
     match peer {
         SocketAddr::V4(peer) => {

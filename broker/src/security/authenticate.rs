@@ -13,7 +13,7 @@ use crate::security::{Guard, stale, unauthenticated};
 use crate::security::{principal, token};
 
 impl Guard {
-    /// Who shows this.
+    /// The principal that shows this.
     ///
     /// # Errors
     /// `Unauthenticated`, which is recorded; `Unavailable` when what is known is too old.

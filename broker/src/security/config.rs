@@ -6,7 +6,7 @@ use crate::error::BrokerError;
 use crate::security::jwt::JwtIssuer;
 use crate::security::principal;
 
-/// Who may do everything where nothing is configured: the first token.
+/// The principal that may do everything where nothing is configured: the first token.
 const DEFAULT_SUPER_USER: &str = "token:admin";
 /// Tokens, grants and roles of a tenant where nothing is configured.
 const TENANT_RECORDS_MAX: u64 = 10_000;
@@ -15,7 +15,7 @@ const ENDED_KEPT_MS: u64 = 7 * 24 * 3_600 * 1_000;
 /// Longer than a broker goes on without news of the metadata store, and than clocks differ.
 const ENDED_KEPT_MS_MIN: u64 = 3_600 * 1_000;
 
-/// Whether callers are authenticated, and who of them may do everything.
+/// Whether callers are authenticated, and which of them may do everything.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AuthConfig {

@@ -14,7 +14,7 @@ use crate::security::token;
 const NAME: &str = "admin";
 /// Its id is always the same, so that only one can be made however many processes try.
 const ID_BYTES: [u8; 16] = [0; 16];
-/// Who makes it.
+/// The principal that makes it.
 const CREATED_BY: &str = "internal:first-start";
 
 /// The id of the first token.

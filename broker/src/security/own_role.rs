@@ -10,7 +10,7 @@ use aquifer_protocol_api::security::{RoleInfo, RoleName};
 
 use crate::security::role::{ActionSet, is_built_in};
 
-/// What a role may consist of: who may grant in its scope may give all of it.
+/// What a role may consist of: a principal that may grant in its scope may give all of it.
 const ACTIONS: [Action; 4] = [
     Action::Describe,
     Action::Produce,

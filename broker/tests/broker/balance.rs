@@ -1,4 +1,4 @@
-//! Brokers of a cluster that share load: who joins gets its share, and bundles are split.
+//! Brokers of a cluster that share load: a broker that joins gets its share, and bundles are split.
 
 use std::collections::BTreeMap;
 
@@ -43,7 +43,7 @@ async fn gets_its_share(newcomer: &Member, members: &[&Member]) {
 }
 
 #[tokio::test]
-async fn a_broker_that_joins_gets_its_share_from_whoever_leads() {
+async fn a_broker_that_joins_gets_its_share_from_the_leader() {
     let cluster = Cluster::new(config(BUNDLES)).await;
     let first = cluster.join("a").await;
     let topics = topics();
@@ -51,7 +51,7 @@ async fn a_broker_that_joins_gets_its_share_from_whoever_leads() {
     assert_eq!(owned(&first, &[&first]).await, [BUNDLES as usize]);
     let second = cluster.join("b").await;
     gets_its_share(&second, &[&first, &second]).await;
-    // Who led is gone, and so is what it owned; another leads.
+    // The broker that led is gone, and so is what it owned; another leads.
     soon("the end", first.broker.hand_over()).await;
     soon("the end", first.lease.close()).await;
     soon("the end", first.broker.shutdown()).await;
@@ -81,7 +81,7 @@ async fn a_broker_that_does_not_answer_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_split_without_a_hash_halves_the_load_whoever_is_asked() {
+async fn a_split_without_a_hash_halves_the_load_at_any_broker() {
     let cluster = Cluster::new(config(1)).await;
     let (first, second) = (cluster.join("a").await, cluster.join("b").await);
     let topics: Vec<String> = topics().into_iter().take(2).collect();

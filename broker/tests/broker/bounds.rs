@@ -401,7 +401,7 @@ async fn only_allowed_types_subscribe() {
     };
     harness.try_subscribe(shared).await.unwrap();
     harness.reader("orders", Place::Earliest).await;
-    // Who was there before goes on.
+    // Clients that were there before go on.
     let mut exclusive = exclusive;
     harness.producer("orders", "p").await.publish(&["m"]).await;
     assert_eq!(exclusive.take_payloads(1).await, ["m"]);

@@ -1,5 +1,5 @@
-//! Partitioned topics whose partitions are served by several brokers: whichever is asked answers for
-//! all, a look creates nothing, and a deletion leaves nothing between there and gone.
+//! Partitioned topics whose partitions are served by several brokers: every broker answers for all
+//! partitions, a request for statistics creates nothing, and a deletion leaves nothing behind.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,7 +51,7 @@ pub async fn several(count: usize) -> (Cluster, Vec<Member>) {
     (cluster, members)
 }
 
-/// Who answers something else than a redirect.
+/// The answer of the broker that answers something else than a redirect.
 async fn at_owner<T, F>(members: &[Member], ask: impl Fn(usize) -> F) -> ApiResult<T>
 where
     F: Future<Output = ApiResult<T>>,
@@ -97,7 +97,7 @@ fn parts(topic: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn statistics_of_all_partitions_come_from_any_broker_m13() {
+async fn statistics_of_all_partitions_come_from_any_broker() {
     let (cluster, members) = several(2).await;
     create(&members, "orders", PARTITIONS).await;
     cluster.publish(&members[0], &parts("orders")).await;
@@ -112,7 +112,7 @@ async fn statistics_of_all_partitions_come_from_any_broker_m13() {
 }
 
 #[tokio::test]
-async fn whoever_looks_creates_nothing_m13() {
+async fn a_request_for_statistics_creates_nothing() {
     let (cluster, members) = several(2).await;
     create(&members, "orders", PARTITIONS).await;
     let before = records(&cluster.store).await;
@@ -137,13 +137,14 @@ async fn whoever_looks_creates_nothing_m13() {
 }
 
 #[tokio::test]
-async fn a_topic_is_deleted_while_its_clients_come_back_c7() {
+async fn a_topic_is_deleted_while_its_clients_come_back() {
     let (cluster, members) = several(3).await;
     create(&members, "orders", PARTITIONS).await;
     cluster.publish(&members[0], &parts("orders")).await;
     let over = AtomicBool::new(false);
     let stop = || over.load(Ordering::SeqCst);
-    // Producers that come back at once, as if the topic were new to them, and pollers of statistics.
+    // Producers that come back at once, as if the topic were new to them, and clients that poll its
+    // statistics.
     let come_back = parts("orders").into_iter().map(async |part| {
         while !stop() {
             for member in &members {
@@ -170,7 +171,10 @@ async fn a_topic_is_deleted_while_its_clients_come_back_c7() {
     };
     tokio::join!(join_all(come_back), join_all(poll), deletes);
     let left = records(&cluster.store).await;
-    assert!(left.is_empty(), "nobody brings a partition back: {left:?}");
+    assert!(
+        left.is_empty(),
+        "no client brings a partition back: {left:?}"
+    );
     let again = delete(&members, "orders", Deletion::Force).await;
     assert_eq!(kind(&again), Some(ErrorKind::NotFound));
 }
@@ -195,9 +199,9 @@ async fn a_topic_in_use_anywhere_keeps_all_of_its_partitions() {
     assert!(records(&cluster.store).await.is_empty());
 }
 
-/// What a broker that ended has begun is finished by whoever comes upon it.
+/// What a broker that ended has begun is finished by the next broker that finds it.
 #[tokio::test]
-async fn a_deletion_that_was_cut_off_is_finished_c7() {
+async fn a_deletion_that_was_cut_off_is_finished() {
     let (cluster, members) = several(2).await;
     for topic in ["listed", "created", "looked-at"] {
         create(&members, topic, PARTITIONS).await;
@@ -402,7 +406,7 @@ async fn mark_deleting(store: &Arc<dyn MetadataStore>, topic: &str) {
 }
 
 #[tokio::test]
-async fn a_partition_is_not_deleted_alone_c15() {
+async fn a_partition_is_not_deleted_alone() {
     let (cluster, members) = several(2).await;
     create(&members, "orders", PARTITIONS).await;
     cluster.publish(&members[0], &parts("orders")).await;
@@ -418,7 +422,7 @@ async fn a_partition_is_not_deleted_alone_c15() {
 }
 
 #[tokio::test]
-async fn the_suffix_of_partitions_counts_for_the_length_of_a_name_l1() {
+async fn the_suffix_of_partitions_counts_for_the_length_of_a_name() {
     let harness = Harness::start().await;
     let broker = &harness.broker;
     let long = "x".repeat(505);

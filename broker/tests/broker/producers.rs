@@ -1,4 +1,4 @@
-//! Who may produce under a name.
+//! Which producer may produce under a name.
 
 use aquifer_model::place::Place;
 use aquifer_model::policy::EffectivePolicies;
@@ -53,7 +53,7 @@ async fn an_instance_that_reconnects_replaces_itself_and_never_goes_back() {
     assert_eq!(kind(&late), Some(ErrorKind::Fenced));
     second.publish(&["b"]).await;
     drop(second);
-    // A delayed request is refused even when nobody is there any more.
+    // A delayed request is refused even when no producer is there any more.
     let late = harness.try_producer(epoch(2)).await;
     assert_eq!(kind(&late), Some(ErrorKind::Fenced));
     assert!(harness.try_producer(epoch(5)).await.is_ok());
@@ -67,7 +67,7 @@ async fn opening_waits_for_adds_in_flight_and_answers_what_they_became() {
     first.publish(&["a"]).await;
     harness.world.bookies.hold(bookie);
     first.send(&["b"]).await;
-    crate::support::until("the add to be on its way", || async {
+    crate::support::until("the add to be in flight", || async {
         harness.world.bookies.held(bookie) > 0
     })
     .await;
@@ -163,7 +163,7 @@ async fn superseded(deduplication: bool, next: Next) {
     let back = known(incarnation, back);
     let refused = harness.try_producer(back).await;
     assert_eq!(kind(&refused), Some(ErrorKind::Fenced), "{next:?}");
-    // Whoever had it last may come back, and so may a newcomer.
+    // The last instance of the name may come back, and so may a new one.
     let rival = OpenProducer { epoch: 1, ..rival };
     let last = harness.try_producer(known(incarnation, rival)).await;
     assert_eq!(last.unwrap().opened.last_sequence_id, Some(1));
@@ -213,7 +213,7 @@ async fn a_batch_of_another_instance_is_refused_h20() {
     assert_eq!(second.error().await.kind, ErrorKind::InvalidArgument);
 }
 
-/// A name that nobody chose pushes out no chosen one.
+/// A name that the broker drew pushes out no name that a client chose.
 #[tokio::test]
 async fn any_number_of_drawn_names_forget_no_named_producer() {
     let harness = Harness::start().await;
@@ -241,16 +241,16 @@ async fn any_number_of_drawn_names_forget_no_named_producer() {
     assert_eq!(receipt.stored, stored.stored);
 }
 
-/// Who loses its name with messages on their way does not know what became of them.
+/// A producer that loses its name with messages in flight does not know what became of them.
 #[tokio::test]
-async fn a_fenced_producer_is_not_told_that_what_is_on_its_way_is_not_stored() {
+async fn a_fenced_producer_is_not_told_that_what_is_in_flight_is_not_stored() {
     let harness = Harness::start().await;
     let bookie = harness.world.bookies.ids()[0];
     let mut first = harness.producer("orders", "p").await;
     first.publish(&["a"]).await;
     harness.world.bookies.hold(bookie);
     first.send(&["b"]).await;
-    crate::support::until("the add to be on its way", || async {
+    crate::support::until("the add to be in flight", || async {
         harness.world.bookies.held(bookie) > 0
     })
     .await;
@@ -278,7 +278,7 @@ async fn a_fenced_producer_is_not_told_that_what_is_on_its_way_is_not_stored() {
 /// What producers have stored since the last snapshot is learnt from the heads of entries: a load
 /// reads no message.
 #[tokio::test]
-async fn a_topic_that_is_loaded_anew_knows_its_producers_without_reading_messages() {
+async fn a_topic_that_is_loaded_again_knows_its_producers_without_reading_messages() {
     let harness = Harness::start().await;
     let mut producer = harness.producer("orders", "p").await;
     let mut stored = Vec::new();

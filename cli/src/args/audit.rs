@@ -47,7 +47,7 @@ pub struct AuditSearch {
     /// Those about a tenant [default: all of the cluster].
     #[arg(long, value_name = "T")]
     pub tenant: Option<String>,
-    /// Who did it: the whole name.
+    /// The principal that did it: the whole name.
     #[arg(long, value_name = "PRINCIPAL")]
     pub principal: Option<String>,
     /// What was asked for, such as delete_topic.

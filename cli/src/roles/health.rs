@@ -38,7 +38,7 @@ struct State {
     rest: OnceLock<RestService>,
     /// Whether the process has a broker, now or when it has started.
     has_clients: bool,
-    /// Who may read metrics; everyone without it.
+    /// Decides which callers may read metrics; without it every caller may.
     guard: Option<MetricsGuard>,
 }
 
@@ -51,7 +51,7 @@ enum Phase {
     Stopping,
 }
 
-/// Decides who may read metrics.
+/// Decides which callers may read metrics.
 struct MetricsGuard {
     scrape_token: Option<Secret>,
 }

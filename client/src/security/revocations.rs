@@ -14,7 +14,7 @@ pub struct Revocation {
     pub refuses: Refuses,
     /// When it was made, in ms since the Unix epoch.
     pub created_ms: u64,
-    /// Who made it.
+    /// The principal that made it.
     pub created_by: String,
     /// When the last token that it refuses has expired, in ms since the Unix epoch.
     pub ends_ms: u64,

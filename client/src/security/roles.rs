@@ -18,7 +18,7 @@ pub struct Role {
     pub built_in: bool,
     /// When it was made, in ms since the Unix epoch.
     pub created_ms: u64,
-    /// Who made it.
+    /// The principal that made it.
     pub created_by: String,
 }
 

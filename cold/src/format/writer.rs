@@ -32,7 +32,7 @@ pub struct ObjectSpec {
     pub cluster: String,
     /// When the attempt began, in milliseconds since 1970.
     pub created_ms: u64,
-    /// Who writes: a program and its version.
+    /// The program that writes, and its version.
     pub writer: String,
     /// The ledger: id, token, home, topic, quorum. The writer fills in the figures.
     pub section: v1::ObjectSection,

@@ -11,7 +11,7 @@ use crate::v1;
 /// A report that is not understood.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum LoadReportError {
-    /// It does not say who says so.
+    /// It does not name the broker that says so.
     #[error("a load report names no broker: {0}")]
     Broker(#[from] ParseIdError),
     /// A name is not that of a namespace.

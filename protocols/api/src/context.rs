@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Who calls. There is no default: whatever makes a context says it.
+/// The caller of a request. There is no default: whatever makes a context says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Principal {
     /// No credentials were asked for. Where they are, it may do nothing.
@@ -129,7 +129,7 @@ impl fmt::Display for RequestId {
 /// Context of one request or stream.
 #[derive(Debug, Clone)]
 pub struct RequestContext {
-    /// Who calls.
+    /// The caller.
     pub principal: Principal,
     /// The protocol handler's name, for spans and metrics.
     pub protocol: &'static str,

@@ -14,7 +14,7 @@ use crate::pull::{Append, Appended, Commit, Locate, Located, Read, ReadBatches, 
 /// alone.
 #[async_trait]
 pub trait DataPlane: Send + Sync + 'static {
-    /// Who this is.
+    /// The identity of this broker.
     fn identity(&self) -> BrokerIdentity;
 
     /// Opens a producer: waits for adds of that name in flight, then answers its highest persisted
@@ -63,7 +63,7 @@ pub trait DataPlane: Send + Sync + 'static {
     ) -> ApiResult<Option<Index>>;
 }
 
-/// Who a broker is and what it accepts.
+/// The identity of a broker, and what it accepts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BrokerIdentity {
     /// Random per process start.

@@ -21,7 +21,7 @@ pub enum ErrorKind {
     FailedPrecondition,
     /// Not allowed.
     PermissionDenied,
-    /// Who are you?
+    /// The caller is not known: its credential is missing, or not accepted.
     Unauthenticated,
     /// A bound of the tenant or broker is reached.
     QuotaExceeded,

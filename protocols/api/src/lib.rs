@@ -3,8 +3,8 @@
 //! types: [`data_plane::DataPlane`] moves messages, [`admin::Admin`] and [`operator::Operator`]
 //! manage what belongs to tenants and to the cluster, [`backup::Backups`] backs it up,
 //! [`security::Security`] keeps tokens and grants. Each of their calls needs one
-//! [`access::Access`]. Who calls is found out by [`security::Authenticator`]. No wire type, no
-//! storage type and no broker type appears here.
+//! [`access::Access`]. The caller is found out by [`security::Authenticator`]. No wire type,
+//! no storage type and no broker type appears here.
 #![deny(missing_docs)]
 
 pub mod access;

@@ -37,7 +37,8 @@ pub trait Authenticator: Send + Sync + 'static {
     /// Whether callers must show who they are. It never changes.
     fn authenticates(&self) -> bool;
 
-    /// Who shows this. A token, when one is shown, is the identity, whatever the certificate says.
+    /// The principal that shows this. A token, when one is shown, is the identity, whatever the
+    /// certificate says.
     ///
     /// # Errors
     /// `Unauthenticated`, with the same text whatever is wrong with a token.
@@ -65,7 +66,7 @@ pub struct TokenInfo {
     pub created_ms: u64,
     /// When it expires.
     pub expires_ms: Option<u64>,
-    /// Who made it.
+    /// The principal that made it.
     pub created_by: String,
     /// Whether it authenticates no caller any more.
     pub revoked: bool,
@@ -108,7 +109,7 @@ pub struct GrantInfo {
     pub subscriptions: Pattern,
     /// When it was made, in milliseconds since 1970.
     pub created_ms: u64,
-    /// Who made it.
+    /// The principal that made it.
     pub created_by: String,
     /// When it ends.
     pub expires_ms: Option<u64>,
@@ -117,7 +118,7 @@ pub struct GrantInfo {
 /// Request for a grant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddGrant {
-    /// Whom it is for.
+    /// The principal that it is for.
     pub principal: String,
     /// A role or actions.
     pub given: Given,
@@ -160,7 +161,7 @@ pub struct RoleInfo {
     pub built_in: bool,
     /// When it was made, in milliseconds since 1970.
     pub created_ms: u64,
-    /// Who made it.
+    /// The principal that made it.
     pub created_by: String,
 }
 
@@ -191,7 +192,7 @@ pub struct RevocationInfo {
     pub refuses: Refuses,
     /// When it was made, in milliseconds since 1970.
     pub created_ms: u64,
-    /// Who made it.
+    /// The principal that made it.
     pub created_by: String,
     /// No token that it refuses lives longer.
     pub ends_ms: u64,
@@ -200,7 +201,7 @@ pub struct RevocationInfo {
 /// What the caller is and may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WhoAmI {
-    /// Who it is.
+    /// The principal.
     pub principal: Principal,
     /// Its own grants, then those of its groups; a bounded number of them.
     pub grants: Vec<GrantInfo>,

@@ -23,9 +23,9 @@ use tower::layer::layer_fn;
 use crate::inbound::Peer;
 use crate::{context, status};
 
-/// Who makes a request with these headers over such a connection. What serves requests of this
-/// protocol by another way puts the answer into the request's extensions, as the server here does:
-/// a request without it is anonymous, and may do nothing where callers are authenticated.
+/// The principal of a request with these headers over such a connection. What serves requests of
+/// this protocol by another way puts the answer into the request's extensions, as the server here
+/// does: a request without it is anonymous, and may do nothing where callers are authenticated.
 ///
 /// # Errors
 /// `Unauthenticated` for whatever is no credential that counts.
@@ -49,9 +49,9 @@ pub fn principal<A: Authenticator + ?Sized>(
     })
 }
 
-/// Who makes a request of this protocol, by what its extensions tell of the connection, for a
-/// method of this path. What serves such requests by another way asks this before it reads a body,
-/// and puts the answer into the extensions of the request.
+/// The principal of a request of this protocol, by what its extensions tell of the connection, for
+/// a method of this path. What serves such requests by another way asks this before it reads a
+/// body, and puts the answer into the extensions of the request.
 ///
 /// # Errors
 /// The answer to a request whose caller is not known.

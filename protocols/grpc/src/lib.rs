@@ -127,8 +127,8 @@ impl GrpcHandler {
     }
 
     /// The services of administration for other protocols of this process, without a connection.
-    /// Who calls, and from where, is told in the extensions of a request. A shutdown of `tasks`
-    /// waits for calls that have begun.
+    /// The caller, and where it calls from, are told in the extensions of a request. A shutdown of
+    /// `tasks` waits for calls that have begun.
     pub fn administration(&self, broker: Arc<dyn BrokerApi>, tasks: &TaskGroup) -> Administration {
         let service = self.service(broker, tasks);
         let gate = self.gate.clone();

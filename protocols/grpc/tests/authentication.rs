@@ -1,5 +1,5 @@
-//! Who calls is found out before anything of a request is read, for every method; and sessions end
-//! when their broker says so.
+//! The caller is found out before anything of a request is read, for every method; and sessions
+//! end when their broker says so.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! The HTTP service: reads requests within bounds, hands their messages to the service in this
 //! process, and answers.
 //!
-//! Who calls is found out before anything of a body is read.
+//! The caller is found out before anything of a body is read.
 //!
 //! What is known of the connection travels in the extensions of the request, which no client can
 //! write. Of the headers only those in [`PASSED_ON`] go on.

@@ -206,7 +206,7 @@ mod tests {
         turns: Turns,
         tenants: Vec<(Vec<ByteBudget>, usize)>,
         next_ticket: u64,
-        /// Who asked for what.
+        /// The tenant and the topic that ask, by ticket.
         asked: BTreeMap<u64, (usize, usize)>,
     }
 
@@ -240,8 +240,8 @@ mod tests {
             self.turns.push(node, self.next_ticket);
         }
 
-        /// Hands out `free` bytes; says who got one request each. With `in_order`, nothing is
-        /// granted once a request did not fit.
+        /// Hands out `free` bytes; says which tenants got one request each. With `in_order`,
+        /// nothing is granted once a request did not fit.
         fn serve(&mut self, free: &mut usize, in_order: bool) -> Vec<usize> {
             let (mut got, mut is_over) = (Vec::new(), false);
             let (tenants, asked) = (&self.tenants, &mut self.asked);

@@ -17,8 +17,8 @@ const ATTEMPTS: usize = 64;
 /// A loopback port for another process, which may listen at it and come and go as long as this
 /// lives: nothing else that reserves a port is given it.
 ///
-/// The socket is bound, and never listens. Who binds with `SO_REUSEADDR`, as servers do, may then
-/// listen at the same port; who binds without, as [`reserve`] does, may not.
+/// The socket is bound, and never listens. A process that binds with `SO_REUSEADDR`, as servers do,
+/// may then listen at the same port; one that binds without, as [`reserve`] does, may not.
 #[derive(Debug)]
 pub struct Reserved {
     address: SocketAddr,

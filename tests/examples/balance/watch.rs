@@ -1,4 +1,4 @@
-//! Who owns which topics, look by look: the spread of load, and what has moved.
+//! Which broker owns which topics, look by look: the spread of load, and what has moved.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

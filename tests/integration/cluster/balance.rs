@@ -69,7 +69,7 @@ async fn a_hot_broker_sheds_to_one_that_joins() -> Result<()> {
     has_its_share(&cluster, &newcomer).await?;
     ensure!(owned_by(&cluster, &newcomer)? > 0, "load without a bundle");
     load.wait_acknowledged(load.acknowledged() + ENOUGH).await?;
-    // Who leads dies without a word: the other takes what it owned, and leads.
+    // The broker that leads dies without a word: the other takes what it owned, and leads.
     let first = cluster.process("broker-1")?.address.clone();
     cluster.kill("broker-1")?;
     until("another to lead", || async {

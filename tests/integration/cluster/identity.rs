@@ -1,5 +1,5 @@
-//! Who may be a bookie of which cluster, and who may talk to it: each wrong pairing is refused
-//! with an error that says what to do.
+//! Which storage may be a bookie of which cluster, and which processes may talk to it: each wrong
+//! pairing is refused with an error that says what to do.
 
 use std::fs;
 use std::process::{Command, Stdio};

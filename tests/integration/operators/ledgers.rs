@@ -39,7 +39,7 @@ async fn ledgers_are_read_closed_verified_and_deleted_while_the_cluster_runs() -
     }
     let (ledger, state) = ledger_of(&cluster, "kept")?;
     ensure!(state == "open", "{state}");
-    // Who does not own it reads it as far as it is confirmed, without effect on the owner.
+    // A tool that does not own it reads it as far as it is confirmed, without effect on the owner.
     let entries = until("three confirmed entries", || async {
         let read = tool(&cluster, &["ledger", "read", &ledger])?.ok()?;
         Ok((read.len() == 3).then_some(read))

@@ -1,5 +1,6 @@
-//! The newest checkpoints of the audit log that its topic has. They are in metadata, which who
-//! holds the storage of the topic does not hold: a topic that has lost its end, or a chain, shows.
+//! The newest checkpoints of the audit log that its topic has. They are in metadata, because
+//! a process that holds the storage of the topic need not hold metadata: a topic that has lost its
+//! end, or a chain, shows.
 //!
 //! Invariants: a checkpoint is remembered only when the topic has it, and a newer one of its chain
 //! is never replaced by an older one. At most [`ENDS_MAX`] chains are remembered.

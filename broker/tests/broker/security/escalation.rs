@@ -88,7 +88,7 @@ async fn a_tenant_is_administered_within_its_bounds() {
     for foreign in [create(Some("beta"), "app"), create(None, "app")] {
         assert_eq!(kind(&broker.create_token(&boss, foreign).await), DENIED);
     }
-    // Who gets the secret of this one could do more than its maker may give.
+    // A caller that gets the secret of this one could do more than its maker may give.
     let foreign = secured
         .grant("token:acme/strong", &[Action::Describe], "beta")
         .await;
@@ -192,7 +192,7 @@ async fn a_repeated_request_makes_one_grant_and_checks_say_which_decides() {
     assert!(!gone.unwrap().allowed);
 }
 
-/// Who has found a former text of a token cannot keep its holder out with it.
+/// A caller that has found a former text of a token cannot keep its holder out with it.
 #[tokio::test]
 async fn a_former_secret_changes_nothing() {
     let secured = Secured::start().await;

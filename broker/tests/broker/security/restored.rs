@@ -334,7 +334,7 @@ async fn grants_that_went_with_a_namespace_of_a_deleted_tenant_do_not_come_back(
     }
 }
 
-/// Who holds a token of an issuer that was refused does not get in again after a restore.
+/// A caller whose token of an issuer was refused does not get in again after a restore.
 #[tokio::test]
 async fn revoked_tokens_of_issuers_stay_revoked() {
     let (cold, folder) = (MemoryColdStore::default(), tempfile::tempdir().unwrap());

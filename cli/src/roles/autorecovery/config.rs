@@ -23,7 +23,7 @@ pub struct AutorecoveryRoleConfig {
     pub cluster: ClusterSection,
     /// Health checks and metrics.
     pub http: HttpConfig,
-    /// Who may read metrics.
+    /// Which callers may read metrics.
     pub auth: MetricsSection,
     /// Repair; a bookie has the same settings in the same places.
     pub autorecovery: RepairSection,

@@ -41,7 +41,7 @@ pub struct BrokerRoleConfig {
     pub broker: BrokerConfig,
     /// Wire protocols.
     pub protocols: ProtocolsConfig,
-    /// Who may do what.
+    /// What each caller may do.
     pub auth: AuthSection,
     /// Logs, traces and metrics.
     pub telemetry: TelemetryConfig,

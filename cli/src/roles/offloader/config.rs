@@ -26,7 +26,7 @@ pub struct OffloaderRoleConfig {
     pub cold: ColdConfig,
     /// Health checks and metrics.
     pub http: HttpConfig,
-    /// Who may read metrics.
+    /// Which callers may read metrics.
     pub auth: MetricsSection,
     /// Logs, traces and metrics.
     pub telemetry: TelemetryConfig,

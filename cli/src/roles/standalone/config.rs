@@ -45,7 +45,7 @@ pub struct StandaloneConfig {
     pub broker: BrokerConfig,
     /// Wire protocols.
     pub protocols: ProtocolsConfig,
-    /// Who may do what.
+    /// What each caller may do.
     pub auth: AuthSection,
     /// Logs, traces and metrics.
     pub telemetry: TelemetryConfig,

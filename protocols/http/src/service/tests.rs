@@ -80,7 +80,7 @@ fn rest(answer: Result<Bytes, Status>) -> (Rest<Stub>, Stub) {
     (in_front_of(&stub), stub)
 }
 
-/// Lets in who does not show a wrong credential.
+/// Lets in callers that do not show a wrong credential.
 fn in_front_of(stub: &Stub) -> Rest<Stub> {
     let admission: Admission = Arc::new(|headers, extensions, rpc| {
         assert_eq!(extensions.get::<Protocol>(), Some(&Protocol(PROTOCOL)));

@@ -203,7 +203,7 @@ impl Drop for Place {
     }
 }
 
-/// What counts as one address: who has one address of a network of version 6 has all of it.
+/// What counts as one address: a peer with one address of a network of version 6 has all of it.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),

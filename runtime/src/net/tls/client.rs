@@ -22,7 +22,7 @@ use crate::net::tls::pem::{self, provider};
 use crate::net::tls::reload::{Reloaded, Reloads};
 use crate::net::tls::server::time;
 
-/// Whom a client believes, and what it shows.
+/// The authorities that a client believes, and the certificate that it shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ClientTlsConfig {

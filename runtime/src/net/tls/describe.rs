@@ -14,7 +14,7 @@ use crate::net::tls::pem;
 pub struct CertificateInfo {
     /// Its subject, for people: only alternative names count as names.
     pub subject: String,
-    /// The subject of who signed it.
+    /// The subject of the authority that signed it.
     pub issuer: String,
     /// Its alternative names: URIs, host names, addresses.
     pub names: Vec<String>,

@@ -245,7 +245,7 @@ fn what_is_changed_removed_or_moved_is_named() {
         [(3, "was changed: its digest is another".to_owned())]
     );
 
-    // Behind the digest, where none covers it: who prints the line would believe the last one.
+    // Behind the digest, where none covers it: a reader of the line would believe the last one.
     let mut changed = whole.clone();
     changed[3] = changed[3].replace("\"}", "\",\"outcome\":\"failed\"}");
     assert_eq!(

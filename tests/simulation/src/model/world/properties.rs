@@ -37,7 +37,7 @@ impl World {
             })
     }
 
-    /// H16: of a closed ledger, who lacks what it should have is marked.
+    /// H16: of a closed ledger, a bookie that lacks what it should have is marked.
     #[must_use]
     pub fn incomplete_is_marked(&self, setting: &Setting) -> bool {
         let Some(entries) = self.closed_entries().filter(|_| self.lost == 0) else {
