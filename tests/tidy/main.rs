@@ -129,6 +129,7 @@ fn cited_rules_are_defined() {
     };
     let texts = scan::workspace_texts(root());
     assert_none(&texts.iter().flat_map(check).collect::<Vec<_>>());
+    check_sources(|file| rules::check_names(&file.path, &file.code, &defined));
 }
 
 #[test]

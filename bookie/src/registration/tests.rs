@@ -191,7 +191,8 @@ fn add(ledger: u64, entry: u64, recovery: bool) -> OrderedOperation {
     OrderedOperation::Add(AddEntry { recovery, ..add })
 }
 
-/// Reference A6: a fresh bookie has no fence that would stop a former writer.
+/// A fresh bookie has no fence that would stop a former writer, so it takes a ledger that it does
+/// not know only where metadata names it as a member.
 #[tokio::test]
 async fn a_ledger_begins_here_only_when_metadata_has_a_place_for_it() {
     let (folder, tasks) = (tempfile::tempdir().unwrap(), TaskGroup::new("test"));

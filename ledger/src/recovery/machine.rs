@@ -362,7 +362,7 @@ impl Recovery {
         }
         let (fenced, unknown, lac) = (*fenced, *unknown, *last_add_confirmed);
         let ensemble = self.quorum.ensemble() as u64;
-        // In no write set may Qa members be without a fence (A4, the exact rule).
+        // No write set may have Qa members without a fence: they could acknowledge an add.
         let covered =
             (0..ensemble).all(|e| (self.write_set(EntryId(e)) - fenced).len() < self.quorum.ack());
         if covered {
