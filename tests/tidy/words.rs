@@ -74,7 +74,7 @@ const PLAIN: [&str; 22] = [
     "CONTRIBUTING.md",
     "README.md",
     "bookie/",
-    "broker/src/",
+    "broker/",
     "cli/",
     "client/",
     "cold/",

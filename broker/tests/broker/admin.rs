@@ -20,7 +20,7 @@ fn namespace(text: &str) -> NamespaceName {
 async fn unknown_tenants_and_namespaces_are_refused_with_advice() {
     let harness = Harness::start().await;
     let broker = &harness.broker;
-    for topic in ["nobody/none/orders", "public/none/orders"] {
+    for topic in ["unknown/none/orders", "public/none/orders"] {
         let refused = harness.try_producer(open(topic, "p")).await;
         assert_eq!(kind(&refused), Some(ErrorKind::NotFound));
         assert!(!refused.err().unwrap().advice.is_empty());
@@ -28,10 +28,10 @@ async fn unknown_tenants_and_namespaces_are_refused_with_advice() {
     let owned = harness.world.store.keys("own/");
     assert!(
         owned.is_empty(),
-        "nobody owns what does not exist: {owned:?}"
+        "no broker owns what does not exist: {owned:?}"
     );
     let refused = broker
-        .create_namespace(&ctx(), namespace("nobody/none"), Policies::default())
+        .create_namespace(&ctx(), namespace("unknown/none"), Policies::default())
         .await;
     assert_eq!(kind(&refused), Some(ErrorKind::NotFound));
     broker

@@ -1,4 +1,4 @@
-//! I13: what is shared has a bound, and whoever keeps its part leaves one to the others.
+//! I13: what is shared has a bound, and a user that keeps its part leaves one to the others.
 
 use std::sync::Arc;
 use std::task::Poll;

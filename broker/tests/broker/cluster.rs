@@ -57,7 +57,7 @@ pub struct Reports {
 impl Reports {
     fn at(&self, url: &str) -> ApiResult<Arc<Broker>> {
         let found = self.brokers.lock().get(url).and_then(Weak::upgrade);
-        found.ok_or_else(|| ApiError::new(ErrorKind::Unavailable, format!("nobody is at {url}")))
+        found.ok_or_else(|| ApiError::new(ErrorKind::Unavailable, format!("no broker is at {url}")))
     }
 
     async fn answer<T>(&self, answer: ApiResult<T>) -> ApiResult<T> {
@@ -77,7 +77,7 @@ impl Reports {
 impl Peers for Reports {
     async fn report(&self, url: &str) -> Result<LoadReport, NoReport> {
         let found = self.brokers.lock().get(url).and_then(Weak::upgrade);
-        let broker = found.ok_or_else(|| NoReport(format!("nobody is at {url}")))?;
+        let broker = found.ok_or_else(|| NoReport(format!("no broker is at {url}")))?;
         let report = broker.load_report(&ctx()).await;
         report.map_err(|error| NoReport(error.to_string()))
     }
@@ -389,7 +389,7 @@ impl HeldStore {
         scanned.iter().filter(|one| *one == prefix).count()
     }
 
-    /// Waits until so many changes wait.
+    /// Waits until this many changes wait.
     pub async fn holds(&self, count: usize) {
         eventually("changes to be held", || async {
             (self.waiting.load(Ordering::SeqCst) >= count).then_some(())

@@ -63,9 +63,9 @@ async fn a_backlog_is_read_in_order_after_a_restart() {
     assert!(harness.world.bookies.reads().entries >= 200);
 }
 
-/// I13, and nobody else waits for the one that does not read.
+/// I13, and no other consumer waits for the one that does not read.
 #[tokio::test]
-async fn a_consumer_that_reads_nothing_holds_a_bounded_amount_and_delays_nobody_i13() {
+async fn a_consumer_that_reads_nothing_holds_a_bounded_amount_and_delays_no_other_i13() {
     let mut config = crate::support::config();
     config.consumer_queue_bytes_max = 32 * 1024;
     let harness = Harness::start_with(config).await;

@@ -89,7 +89,7 @@ async fn damage_is_told_in_its_place_and_everything_else_comes() {
         let (indexes, gaps) = everything(&mut consumer, 10).await;
         assert_eq!(indexes, [0, 1, 2, 4, 5, 7, 8, 9]);
         assert_eq!(gaps, [range(3, 3), range(6, 6)]);
-        // Nobody has given the damaged ones up: the mark stays in front of them.
+        // The damaged ones were not given up: the mark stays in front of them.
         for index in [0, 1, 2, 4, 5, 7, 8, 9] {
             consumer.acknowledge(&[index], None).await;
         }
@@ -170,7 +170,7 @@ async fn append_as_later_version(world: &TestWorld, flags: EntryFlags, entries: 
             message_count: *message_count,
             flags,
             extensions: Extensions::default(),
-            body: "nobody here can read this".into(),
+            body: "no reader here knows this".into(),
             tag: 0,
             trace: None,
         };
@@ -179,8 +179,8 @@ async fn append_as_later_version(world: &TestWorld, flags: EntryFlags, entries: 
     log.close().await.unwrap();
 }
 
-/// What a later version wrote is withheld with a reason, in its place; it can be given up as what is
-/// damaged can, and is there again for a version that knows it.
+/// What a later version wrote is withheld with a reason, in its place; it can be given up like a
+/// damaged entry, and is there again for a version that knows it.
 #[tokio::test]
 async fn entries_of_an_unknown_format_are_told_acknowledged_and_skipped() {
     let harness = Harness::start().await;
@@ -279,8 +279,8 @@ async fn control_entries_are_passed_over() {
     assert!(stats.subscriptions.iter().all(|s| s.damaged_messages == 0));
 }
 
-/// A subscription that knows of too much damage stops in front of more, and says so by not going on;
-/// what is given up lets it go on.
+/// A subscription that knows of too much damage stops in front of more, and does not go on until
+/// some of it is given up.
 #[tokio::test]
 async fn delivery_stops_in_front_of_too_much_damage_until_some_is_given_up() {
     let harness = Harness::start().await;
@@ -329,7 +329,8 @@ async fn cursor_ledgers_of(store: &dyn MetadataStore, topic: &TopicName) -> Vec<
     ids.collect()
 }
 
-/// Two subscriptions with acknowledgements; the record of the first is damaged, the second's creation too.
+/// Two subscriptions with acknowledgements. The record of the first is damaged, and the creation of
+/// the second.
 async fn damaged_cursors() -> Harness {
     let harness = Harness::start().await;
     let mut producer = harness.producer("orders", "p").await;

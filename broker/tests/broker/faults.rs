@@ -104,8 +104,8 @@ async fn metadata_that_is_away_stops_changes_and_not_traffic() {
     .await;
 }
 
-/// What became of the batch is known only when the bookie is back; until then nobody is told
-/// anything (I8).
+/// What became of the batch is known only when the bookie is back; until then no client
+/// is told anything (I8).
 #[tokio::test]
 async fn a_batch_that_a_lost_bookie_may_have_is_stored_once_i8() {
     let harness = Harness::start().await;
@@ -215,7 +215,7 @@ async fn a_record_that_changes_while_the_topic_is_loaded_is_read_again() {
     let mut producer = loaded.unwrap();
     assert_eq!(producer.opened.last_sequence_id, Some(4));
     assert_eq!(next.stats("orders").await.first_index, Index(3));
-    // It goes on with what it loaded: it writes, and nobody takes it for replaced.
+    // It goes on with what it loaded: it writes, and is not taken for replaced.
     let receipt = producer.publish(&["f"]).await;
     assert_eq!(receipt.stored.unwrap().base_index, Index(5));
     let mut reader = next.reader("orders", Place::Earliest).await;
@@ -224,7 +224,7 @@ async fn a_record_that_changes_while_the_topic_is_loaded_is_read_again() {
 
 /// What storage does not answer now it may answer soon; no consumer can do more about it.
 #[tokio::test]
-async fn a_read_that_fails_is_tried_again_and_nobody_is_disconnected() {
+async fn a_read_that_fails_is_tried_again_and_no_client_is_disconnected() {
     let harness = Harness::start().await;
     let mut producer = harness.producer("orders", "p").await;
     producer.publish(&["a", "b"]).await;
@@ -249,7 +249,7 @@ async fn a_read_that_fails_is_tried_again_and_nobody_is_disconnected() {
     harness.world.bookies.set_all(Mode::Up);
     assert_eq!(one.take_payloads(2).await, ["a", "b"]);
     assert_eq!(reader.take_payloads(2).await, ["a", "b"]);
-    // It was delivered to nobody before, and the other is there still.
+    // It was not delivered before, and the other consumer is there still.
     drop(one);
     two.grant(10).await;
     assert_eq!(two.take_payloads(2).await, ["a", "b"]);
@@ -257,7 +257,7 @@ async fn a_read_that_fails_is_tried_again_and_nobody_is_disconnected() {
 
 /// The owner is the same, its epoch too: what it had delivered is known to the client.
 #[tokio::test]
-async fn what_was_delivered_before_a_topic_was_loaded_anew_can_be_acknowledged() {
+async fn what_was_delivered_before_a_topic_was_loaded_again_can_be_acknowledged() {
     let mut config = crate::support::config();
     config.topic_idle_ms = 1;
     let harness = Harness::start_with(config).await;

@@ -36,7 +36,8 @@ struct HandOver {
 }
 
 impl HandOver {
-    /// Everything is the new owner's at first, and what it has written is sealed by the old one's turn.
+    /// Everything is the new owner's at first, and what it has written is sealed by the old one's
+    /// turn.
     async fn prepare() -> HandOver {
         let cluster = Cluster::new(BrokerConfig {
             balance: BalanceConfig {
@@ -110,7 +111,7 @@ async fn attach_at_last(member: &Member) -> Consumer {
     .await
 }
 
-/// Acknowledges, and asserts that nobody says that this counts.
+/// Acknowledges, and asserts that no confirmation of it comes.
 async fn is_not_confirmed(consumer: &mut Consumer, index: u64) {
     let acknowledge = consumer.ack(&[index], None);
     let id = acknowledge.request_id;
@@ -137,7 +138,7 @@ async fn an_owner_confirms_nothing_after_the_next_one_has_fenced_h21() {
     let taken = before.take(2).await;
     before.acknowledge(&[taken[0].0], None).await;
     world.begin().await;
-    // Nobody seals the topic: the new owner fences it.
+    // The former owner does not seal the topic: the new owner fences it.
     let mut after = attach_at_last(&world.new).await;
     is_not_confirmed(&mut before, taken[1].0).await;
     // What was confirmed before stays so.
@@ -240,7 +241,7 @@ async fn a_note_counts_no_acknowledgement_that_was_given_up_h21() {
     world.held.hold(None);
 }
 
-/// Metadata that does not answer for one bundle keeps nobody from seeing that another has moved.
+/// Metadata that does not answer for one bundle keeps no broker from seeing that another has moved.
 #[tokio::test]
 async fn a_move_is_seen_while_another_bundle_is_being_acquired() {
     let world = HandOver::prepare().await;

@@ -24,7 +24,7 @@ async fn an_idle_topic_is_unloaded_and_comes_back_as_it_was() {
     consumer.take(2).await;
     consumer.acknowledge(&[], Some(0)).await;
     drop((producer, consumer));
-    // Counters begin anew with the object, so they tell that it was replaced.
+    // Counters begin at zero with the object, so they tell that it was replaced.
     until("the topic to be unloaded", || async {
         tokio::time::sleep(std::time::Duration::from_millis(120)).await;
         harness.stats("orders").await.messages_in == 0
@@ -36,7 +36,7 @@ async fn an_idle_topic_is_unloaded_and_comes_back_as_it_was() {
     assert_eq!(producer.opened.last_sequence_id, Some(1));
 }
 
-/// Statistics of a topic that nobody uses need it loaded, and leave everything as it was.
+/// Statistics of a topic without clients need it loaded, and leave everything as it was.
 #[tokio::test]
 async fn statistics_of_an_unloaded_topic_write_nothing_and_do_not_keep_it() {
     let mut config = crate::support::config();
@@ -57,7 +57,7 @@ async fn statistics_of_an_unloaded_topic_write_nothing_and_do_not_keep_it() {
     for _ in 0..3 {
         let before = reads();
         // Each load reads the cursor log: the one before did not keep the topic.
-        let stats = eventually("statistics of a topic loaded anew", || async {
+        let stats = eventually("statistics of a topic loaded again", || async {
             let stats = harness.stats("orders").await;
             (reads() > before).then_some(stats)
         })
@@ -139,7 +139,7 @@ async fn deletion_needs_force_while_clients_are_there_and_begins_another_life() 
         harness.world.bookies.ledgers(bookie).is_empty()
     })
     .await;
-    // Whoever knew the former life is not let into a new one.
+    // A producer that knew the former life is not let into a new one.
     let back = known(life, open("orders", "p"));
     assert!(harness.try_producer(back.clone()).await.is_err());
     let mut fresh = harness.producer("orders", "q").await;
@@ -164,7 +164,7 @@ async fn a_shutdown_answers_what_is_in_flight_and_sends_clients_away() {
     producer.publish(&["a"]).await;
     harness.world.bookies.hold(bookie);
     producer.send(&["b"]).await;
-    until("the add to be on its way", || async {
+    until("the add to be in flight", || async {
         harness.world.bookies.held(bookie) > 0
     })
     .await;

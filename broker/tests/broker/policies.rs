@@ -1,4 +1,5 @@
-//! Policies of tenants, namespaces and topics: who inherits what, changes at once, and topics in use.
+//! Policies of tenants, namespaces and topics: what inherits from what, changes at once, and topics
+//! in use.
 
 use aquifer_broker::{Broker, BrokerConfig};
 use aquifer_ledger::ledger_metadata;
@@ -181,7 +182,7 @@ async fn policies_belong_to_what_exists() {
         .await
         .unwrap();
     for scope in [
-        PolicyScope::Tenant("nobody".to_owned()),
+        PolicyScope::Tenant("unknown".to_owned()),
         PolicyScope::Namespace("public/none".parse().unwrap()),
         of_topic("none"),
     ] {

@@ -1,5 +1,5 @@
 //! What policy lets go goes, whatever else happens or does not happen to its topic, and a trim that
-//! fails is nobody's trouble.
+//! fails disturbs no client.
 
 use aquifer_ledger::testing::TestWorld;
 use aquifer_metadata::keys;
@@ -66,7 +66,7 @@ async fn the_last_messages_of_a_quiet_topic_go_when_policy_says_so() {
 }
 
 #[tokio::test]
-async fn what_nobody_has_acknowledged_stays_in_a_quiet_topic_h11() {
+async fn what_is_not_acknowledged_stays_in_a_quiet_topic_h11() {
     let harness = Harness::start().await;
     harness.set_policies(policies(0, 5)).await;
     let mut producer = harness.producer("orders", "p").await;
@@ -106,7 +106,7 @@ async fn a_topic_that_is_not_loaded_is_trimmed_and_others_are_left_alone() {
             consumer.acknowledge(&[], Some(1)).await;
         }
     }
-    // Nothing is loaded after this, and nobody asks for either.
+    // Nothing is loaded after this, and no client asks for either topic.
     let harness = harness.restart().await;
     harness.set_policies(policies(0, 5)).await;
     until("the topic to be trimmed", || async {
@@ -153,9 +153,10 @@ async fn a_topic_with_pages_of_ledgers_is_listed_once_and_trimmed_without_being_
     assert_eq!(harness.stats("orders").await.first_index, Index(12));
 }
 
-/// One record that is lost is no reason to disconnect clients, and none to keep what lies behind it.
+/// One record that is lost is no reason to disconnect clients, and no reason to keep what lies
+/// behind it.
 #[tokio::test]
-async fn a_trim_that_meets_a_lost_ledger_record_disturbs_nobody() {
+async fn a_trim_that_meets_a_lost_ledger_record_disturbs_no_client() {
     let harness = Harness::start().await;
     harness.set_policies(policies(3_600_000, 2)).await;
     let mut producer = harness.producer("orders", "p").await;

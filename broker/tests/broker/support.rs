@@ -35,7 +35,7 @@ use aquifer_runtime::telemetry::Telemetry;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
 
-/// Nothing in these tests takes so long; whoever waits longer waits for ever.
+/// Nothing in these tests takes this long: what is awaited for longer does not come.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub async fn soon<F: Future>(what: &str, future: F) -> F::Output {
@@ -159,7 +159,7 @@ impl Harness {
         self.try_producer(open(topic, name)).await.unwrap()
     }
 
-    /// Opens anew and publishes until storage takes it, as the SDK does: resent sequence ids are
+    /// Opens again and publishes until storage takes it, as the SDK does: resent sequence ids are
     /// the ones after the highest persisted.
     pub async fn publish_at_last(
         &self,

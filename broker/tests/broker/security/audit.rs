@@ -108,7 +108,8 @@ fn both(detail: &str) -> Vec<(String, String)> {
         .to_vec()
 }
 
-/// The caller that creates a topic is recorded, with the request that did it; once, though many use it.
+/// The caller that creates a topic is recorded, with the request that did it; once, though many
+/// callers use it.
 #[tokio::test]
 async fn topics_that_are_created_by_use_are_recorded() {
     let secured = Secured::start().await;
