@@ -5,24 +5,21 @@ mod create;
 mod expire;
 mod failures;
 mod kept;
+mod opened;
 mod restore;
+mod topics;
 mod verify;
 
-use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use aquifer_cold::backup::{self, Found, Lists};
-use aquifer_cold::location::{PlaceOfObjects, marker_of};
-use aquifer_cold::store::ColdStore;
-use aquifer_model::backup::{BackupScope, BackupTotals};
+use aquifer_cold::backup;
+use aquifer_model::backup::BackupScope;
 use aquifer_model::place::rfc3339_ms;
-use aquifer_proto::convert::backup::scope;
 use aquifer_proto::v1;
-use aquifer_runtime::clock;
 use serde_json::{Value, json};
 
-use crate::args::{BackupCommand, StoreArgs, WhichBackup};
+use crate::args::{BackupCommand, StoreArgs};
 use crate::commands::backup::failures::Failures;
+use crate::commands::backup::opened::{Opened, id_of, scope_of};
+use crate::commands::backup::topics::{topic_object, topics_table, totals_of};
 use crate::commands::object::{failed, open};
 use crate::connect::Connect;
 use crate::exit::CliError;
@@ -78,122 +75,6 @@ pub async fn run(command: BackupCommand, connect: &Connect, out: &Output) -> Res
     }
 }
 
-/// A backup in a store.
-struct Opened {
-    url: String,
-    args: StoreArgs,
-    store: Arc<dyn ColdStore>,
-    root: v1::BackupRoot,
-}
-
-impl Opened {
-    async fn open(which: &WhichBackup) -> Result<Opened, CliError> {
-        let store = open(&which.place, &which.store)?;
-        let found = pick(&*store, which).await?;
-        let root = backup::read_root(&*store, &found.cluster, found.id).await;
-        Ok(Opened {
-            url: which.place.clone(),
-            args: which.store.clone(),
-            store,
-            root: root.map_err(failed)?,
-        })
-    }
-
-    async fn lists(&self) -> Result<Lists, CliError> {
-        let lists = backup::read_lists(&*self.store, &self.root).await;
-        lists.map_err(failed)
-    }
-
-    /// How the stores of the places are opened that a backup names: its own is where it was found.
-    async fn places(&self) -> Result<Places<'_>, CliError> {
-        let marker = marker_of(&*self.store, &self.root.cluster).await;
-        Ok(Places {
-            opened: self,
-            marker: marker.map_err(failed)?,
-        })
-    }
-}
-
-/// See [`Opened::places`].
-struct Places<'a> {
-    opened: &'a Opened,
-    marker: Option<aquifer_model::id::LocationId>,
-}
-
-impl Places<'_> {
-    fn open(
-        &self,
-        place: &PlaceOfObjects,
-    ) -> Result<Arc<dyn ColdStore>, aquifer_cold::error::ColdError> {
-        match self.marker == Some(place.id) {
-            true => Ok(Arc::clone(&self.opened.store)),
-            false => open(&place.url, &self.opened.args)
-                .map_err(|error| aquifer_cold::error::ColdError::Config(error.to_string())),
-        }
-    }
-}
-
-/// The backup that is meant: of the cluster, or of the only one that has any; the newest.
-async fn pick(store: &dyn ColdStore, which: &WhichBackup) -> Result<Found, CliError> {
-    let clusters = match &which.cluster {
-        Some(cluster) => vec![cluster.clone()],
-        None => backup::clusters(store).await.map_err(failed)?,
-    };
-    let mut newest: Vec<Found> = Vec::new();
-    for cluster in clusters {
-        let all = backup::list(store, &cluster).await.map_err(failed)?;
-        let mut whole = all.into_iter().filter(|found| {
-            let is_it = which.id.is_none_or(|id| id == found.id);
-            found.has_root && is_it
-        });
-        match which.at {
-            None => newest.extend(whole.next_back()),
-            Some(at) => newest.extend(newest_at(store, whole.collect(), at).await?),
-        }
-    }
-    match newest.as_slice() {
-        [one] => Ok(one.clone()),
-        [] if which.at.is_some() => Err(CliError::failed(format!(
-            "{} has no backup that was finished by then",
-            which.place
-        ))
-        .advise("see when they were made with `aquifer backup list`, and give a later time")),
-        [] => Err(
-            CliError::failed(format!("{} has no such backup", which.place))
-                .advise("list them with `aquifer backup list`; one without a root does not count"),
-        ),
-        [..] => {
-            let names: Vec<&str> = newest.iter().map(|found| found.cluster.as_str()).collect();
-            let names = names.join(", ");
-            Err(
-                CliError::usage(format!("clusters {names} have backups there"))
-                    .advise("give one of them with --cluster"),
-            )
-        }
-    }
-}
-
-/// The newest of the backups of a cluster that was finished by a time: none of its topics has
-/// anything that is later.
-async fn newest_at(
-    store: &dyn ColdStore,
-    oldest_first: Vec<Found>,
-    at: SystemTime,
-) -> Result<Option<Found>, CliError> {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let at_ms = clock::millis(since);
-    for found in oldest_first.into_iter().rev() {
-        if expire::begun_ms(found.id) > at_ms {
-            continue;
-        }
-        let root = backup::read_root(store, &found.cluster, found.id).await;
-        if root.map_err(failed)?.finished_ms <= at_ms {
-            return Ok(Some(found));
-        }
-    }
-    Ok(None)
-}
-
 async fn list(url: &str, args: &StoreArgs, out: &Output) -> Result<(), CliError> {
     let store = open(url, args)?;
     let mut table = Table::new([
@@ -244,34 +125,6 @@ async fn list(url: &str, args: &StoreArgs, out: &Output) -> Result<(), CliError>
     }
 }
 
-fn scope_of(root: &v1::BackupRoot) -> String {
-    let scope = scope(&root.tenant, &root.topic);
-    scope.map_or_else(|error| error, |scope| scope.to_string())
-}
-
-fn id_of(root: &v1::BackupRoot) -> Result<aquifer_model::id::BackupId, CliError> {
-    let id = aquifer_model::id::BackupId::try_from(root.backup_id.as_ref());
-    id.map_err(|error| CliError::failed(error.to_string()))
-}
-
-fn totals_of(entry: &v1::BackupTopicEntry) -> BackupTotals {
-    entry.totals.unwrap_or_default().into()
-}
-
-fn topic_object(topic: &str, outcome: &str, totals: &BackupTotals) -> Value {
-    json!({
-        "topic": topic,
-        "outcome": outcome,
-        "first_index": totals.first.0,
-        "end_index": totals.end.0,
-        "messages": totals.end.0.saturating_sub(totals.first.0),
-        "entries": totals.entries,
-        "bytes": totals.bytes,
-        "ledgers": totals.ledgers,
-        "subscriptions": totals.subscriptions,
-    })
-}
-
 async fn show(opened: &Opened, out: &Output) -> Result<(), CliError> {
     let (root, lists) = (&opened.root, opened.lists().await?);
     let id = id_of(root)?;
@@ -318,30 +171,4 @@ async fn show(opened: &Opened, out: &Output) -> Result<(), CliError> {
         (entry.topic.clone(), state, totals_of(entry))
     })))?;
     failures.lines(out)
-}
-
-fn topics_table(rows: impl Iterator<Item = (String, String, BackupTotals)>) -> Table {
-    let mut table = Table::new([
-        "topic",
-        "state",
-        "first",
-        "end",
-        "entries",
-        "bytes",
-        "ledgers",
-        "subscriptions",
-    ]);
-    for (topic, state, totals) in rows {
-        table.row([
-            topic,
-            state,
-            totals.first.to_string(),
-            totals.end.to_string(),
-            totals.entries.to_string(),
-            totals.bytes.to_string(),
-            totals.ledgers.to_string(),
-            totals.subscriptions.to_string(),
-        ]);
-    }
-    table
 }

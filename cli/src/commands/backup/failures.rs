@@ -11,7 +11,7 @@ use aquifer_proto::v1;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::commands::backup::id_of;
+use crate::commands::backup::opened::id_of;
 use crate::commands::object::failed;
 use crate::exit::{CliError, Exit};
 use crate::output::Output;

@@ -20,7 +20,8 @@ use serde_json::{Value, json};
 
 use crate::args::NewName;
 use crate::commands::backup::failures::{Failures, Trouble};
-use crate::commands::backup::{Opened, id_of, topic_object};
+use crate::commands::backup::opened::{Opened, id_of};
+use crate::commands::backup::topics::topic_object;
 use crate::commands::object::failed;
 use crate::exit::CliError;
 use crate::output::Output;

@@ -4,7 +4,7 @@ use aquifer_cold::backup::verify::{Verified, verify};
 use aquifer_cold::location::PlaceOfObjects;
 use serde_json::json;
 
-use crate::commands::backup::{Opened, id_of};
+use crate::commands::backup::opened::{Opened, id_of};
 use crate::commands::object::failed;
 use crate::exit::CliError;
 use crate::output::Output;

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::args::NewName;
 use crate::commands::backup::restore::{Scopes, Topic, Wanted, exists, policies_of};
-use crate::commands::backup::{topics_table, totals_of};
+use crate::commands::backup::topics::{topics_table, totals_of};
 use crate::exit::CliError;
 use crate::output::{Output, Table};
 
