@@ -23,7 +23,8 @@ use aquifer_runtime::task::TaskGroup;
 use crate::cluster::{BROKERS, Cluster, NAME, UNLUCKY};
 use crate::consumers::publish_last;
 use crate::policy;
-use crate::traffic::{History, TOPICS, crc, payload, topic};
+use crate::traffic::{History, crc, payload};
+use crate::workload::{TOPICS, topic};
 
 /// How long repair may take.
 const REPAIR: Duration = Duration::from_secs(300);

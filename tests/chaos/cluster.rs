@@ -10,10 +10,10 @@ use aquifer_client::Client;
 use aquifer_harness::mount::Mount;
 use rustix::process::Signal;
 
-use crate::consumers::{name_of, processes};
 use crate::net::Network;
 use crate::node::Node;
 use crate::secured::Secured;
+use crate::workload::{name_of, processes};
 
 /// The name of the cluster.
 pub const NAME: &str = "chaos";

@@ -9,50 +9,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use aquifer_client::{Client, Message, SubscriptionType};
+use aquifer_client::{Client, Message};
 use aquifer_harness::deliveries::{Counts, Event, Parser, What, check};
 use aquifer_runtime::clock::sleep;
-use clap::ValueEnum;
 
 use crate::consuming::{file, open};
-use crate::traffic::topic;
-
-/// How a subscription is consumed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Kind {
-    /// One consumer.
-    Exclusive,
-    /// One consumer, and one that stands by.
-    Failover,
-    /// Three consumers.
-    Shared,
-}
-
-impl From<Kind> for SubscriptionType {
-    fn from(kind: Kind) -> SubscriptionType {
-        match kind {
-            Kind::Exclusive => SubscriptionType::Exclusive,
-            Kind::Failover => SubscriptionType::Failover,
-            Kind::Shared => SubscriptionType::Shared,
-        }
-    }
-}
-
-/// Each kind with its number of processes.
-pub const KINDS: [(Kind, usize); 3] =
-    [(Kind::Exclusive, 1), (Kind::Failover, 2), (Kind::Shared, 3)];
-
-/// The processes: kind and name.
-pub fn processes() -> impl Iterator<Item = (Kind, String)> {
-    KINDS.into_iter().flat_map(|(kind, count)| {
-        (1..=count).map(move |number| (kind, format!("{}-{number}", name_of(kind.into()))))
-    })
-}
-
-/// The name of the subscription that is consumed so.
-pub fn name_of(kind: SubscriptionType) -> String {
-    format!("{kind:?}").to_lowercase()
-}
+use crate::workload::{Kind, name_of, processes, topic};
 
 /// What is known of a subscription while it is consumed.
 #[derive(Debug, Default)]

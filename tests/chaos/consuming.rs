@@ -18,8 +18,7 @@ use aquifer_runtime::clock::{Clock, SystemClock, sleep};
 use aquifer_runtime::rng::{Rng, SystemRng};
 use clap::Args;
 
-use crate::consumers::{Kind, name_of};
-use crate::traffic::{TOPICS, topic};
+use crate::workload::{Kind, TOPICS, name_of, topic};
 
 const BATCH: usize = 200;
 const WAIT: Duration = Duration::from_millis(200);

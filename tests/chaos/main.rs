@@ -16,6 +16,7 @@ mod node;
 mod policy;
 mod secured;
 mod traffic;
+mod workload;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

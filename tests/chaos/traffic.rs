@@ -14,19 +14,13 @@ use aquifer_runtime::task::{TaskGroup, TaskHandle};
 use tokio::sync::mpsc;
 
 use crate::cluster::Cluster;
-use crate::consumers::{KINDS, Subscription};
+use crate::consumers::Subscription;
 use crate::crowd::{Crowd, CrowdCounts};
+use crate::workload::{KINDS, TOPICS, topic};
 
-/// Topics that are written and read at once.
-pub const TOPICS: usize = 3;
 const PRODUCERS: usize = 2;
 /// Sends of a producer that wait for their receipts.
 const WINDOW: usize = 40;
-
-/// The name of a topic.
-pub fn topic(number: usize) -> String {
-    format!("public/default/chaos-{number}")
-}
 
 /// What a producer sends as its message of this number: a reader can tell whether it is unchanged.
 pub fn payload(producer: &str, number: u64) -> Vec<u8> {
