@@ -1,5 +1,5 @@
 //! Documents name files and headings that exist: links of Markdown, and paths in backticks.
-//! Records of decisions are left out, because they tell what was.
+//! Records of decisions are left out, because they tell what was; their index is not.
 
 use crate::Violation;
 
@@ -19,7 +19,8 @@ const ROOTS: &str = "bookie broker cli client cold deploy docs examples fuzz led
 
 /// Whether the links and paths of a document are checked.
 pub fn is_checked(path: &str) -> bool {
-    path.ends_with(".md") && !path.starts_with("docs/decisions/")
+    let is_record = path.starts_with("docs/decisions/") && !path.ends_with("/README.md");
+    path.ends_with(".md") && !is_record
 }
 
 /// Links and paths that lead nowhere.
@@ -55,6 +56,13 @@ fn paths(line: &str) -> impl Iterator<Item = &str> {
         word.contains('/') && known && plain && ENDINGS.iter().any(|end| word.ends_with(end))
     };
     line.split('`').skip(1).step_by(2).filter(is_path)
+}
+
+/// The files that a document links to, as paths of the workspace.
+pub fn linked<'a>(path: &'a str, text: &'a str) -> impl Iterator<Item = String> + 'a {
+    let targets = text.lines().flat_map(links);
+    let files = targets.filter(|target| !target.contains("://") && !target.starts_with('#'));
+    files.filter_map(move |target| resolve(path, target.split('#').next()?))
 }
 
 /// Targets of links.
@@ -136,4 +144,12 @@ fn catches_what_does_not_exist() {
     );
     assert_eq!(count("docs/a.md", "```\n`log/src/gone.rs` [a](b)\n```"), 0);
     assert!(is_checked("docs/a.md") && !is_checked("docs/decisions/a.md"));
+    assert!(is_checked("docs/decisions/README.md"));
+}
+
+#[test]
+fn tells_the_files_that_a_document_links_to() {
+    let text = "[a](../a.md#b), [b](#b)\n[c](c/README.md) [x](https://a.b/c.md)";
+    let files: Vec<String> = linked("docs/b/c.md", text).collect();
+    assert_eq!(files, ["docs/a.md", "docs/b/c/README.md"]);
 }

@@ -1,7 +1,7 @@
 //! Rules that the compiler and clippy cannot check: crate directions, imports and circles of
 //! them, file sizes, banned words, cited rules, `#[must_use]`, where metadata keys are written, the
-//! documents that must be there, and what belongs to an alert. Every checker is a pure function
-//! from text to violations, with tests that it catches what it is for.
+//! documents that must be there, their indexes, and what belongs to an alert. Every checker is a
+//! pure function from text to violations, with tests that it catches what it is for.
 
 mod alerts;
 mod circles;
@@ -12,6 +12,7 @@ mod imports;
 mod keys;
 mod links;
 mod must_use;
+mod pages;
 mod rules;
 mod scan;
 mod sizes;
@@ -142,6 +143,11 @@ fn documents_name_what_exists() {
     let documents = texts.iter().filter(|(path, _)| links::is_checked(path));
     let check = |(path, text): &(String, String)| links::check(path, text, &repository);
     assert_none(&documents.flat_map(check).collect::<Vec<_>>());
+}
+
+#[test]
+fn pages_are_in_an_index() {
+    assert_none(&pages::check(&scan::workspace_texts(root())));
 }
 
 #[test]
