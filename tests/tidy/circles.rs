@@ -10,12 +10,6 @@ use crate::scan::SourceFile;
 /// Files of a circle.
 const FILES_MAX: usize = 4;
 
-/// Circles that may be larger: one file of each, and why.
-const KNOWN: [(&str, &str); 1] = [(
-    "tests/simulation/src/cluster.rs",
-    "the cluster and the nodes that it starts; long runs of one build of it go on",
-)];
-
 /// A module, by its path below the crate.
 type Module = Vec<String>;
 
@@ -28,23 +22,13 @@ pub fn check(sources: &[SourceFile]) -> Vec<Violation> {
         }
     }
     let circles = crates.values().flat_map(circles);
-    let circles: Vec<Vec<&str>> = circles.collect();
-    let mut violations = Vec::new();
-    for circle in circles.iter().filter(|circle| circle.len() > FILES_MAX) {
-        if !KNOWN.iter().any(|(file, _)| circle.contains(file)) {
-            let files = circle.join(", ");
-            let rule = format!("{} files import each other: {files}", circle.len());
-            violations.push(Violation::new(circle[0], rule));
-        }
-    }
-    for (file, _) in KNOWN {
-        let found = circles.iter().find(|circle| circle.contains(&file));
-        if found.map_or(0, Vec::len) <= FILES_MAX {
-            let rule = "its circle is small now: take it out of the table of circles";
-            violations.push(Violation::new(file, rule));
-        }
-    }
-    violations
+    let violation = |circle: Vec<&str>| {
+        let files = circle.join(", ");
+        let rule = format!("{} files import each other: {files}", circle.len());
+        Violation::new(circle[0], rule)
+    };
+    let large = circles.filter(|circle| circle.len() > FILES_MAX);
+    large.map(violation).collect()
 }
 
 /// The crate of a file and its module there. Tests, examples and binaries beside a library are left

@@ -6,7 +6,7 @@ use std::time::Duration;
 use aquifer_runtime::clock::sleep;
 
 use crate::bookie::Crash;
-use crate::cluster::Cluster;
+use crate::cluster::context::Cluster;
 
 /// Injects faults for this time, then heals everything that can be healed.
 pub(super) async fn run(cluster: &Arc<Cluster>, until: Duration) {

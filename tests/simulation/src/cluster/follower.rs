@@ -10,10 +10,14 @@ use aquifer_model::id::{Index, LedgerId};
 use aquifer_model::policy::Retention;
 use aquifer_runtime::clock::{sleep, timeout};
 
-use crate::cluster::Cluster;
-use crate::cluster::owner::LIMITS;
+use crate::cluster::context::Cluster;
 use crate::defect::Defect;
 
+/// What one read returns at most.
+pub(super) const LIMITS: ReadLimits = ReadLimits {
+    bytes_max: 1024,
+    entries_max: 16,
+};
 /// Nothing is kept that was read.
 const NOTHING: Retention = Retention {
     time_ms: Some(0),

@@ -10,7 +10,7 @@ use aquifer_model::quorum::Quorum;
 use aquifer_proto::v1;
 use parking_lot::Mutex;
 
-use crate::cluster::Report;
+use crate::cluster::report::Report;
 
 /// Violations that are kept; one is enough to fail.
 const VIOLATIONS_MAX: usize = 20;

@@ -13,8 +13,9 @@ use aquifer_proto::v1;
 use aquifer_runtime::clock::sleep;
 
 use crate::bookie::Crash;
+use crate::cluster::context::Cluster;
+use crate::cluster::ids::number_of;
 use crate::cluster::repair::{incomplete_entry, worker};
-use crate::cluster::{Cluster, number_of};
 
 const LEDGERS_MAX: usize = 100_000;
 /// Rounds of repair, each after a pause that is longer than a failed ledger is put off.

@@ -1,6 +1,5 @@
 //! A bookie in the cluster: its machine, and whether it runs.
 
-use aquifer_model::id::BookieId;
 use aquifer_model::storage::{
     BookieError, BookieResult, OrderedOperation, OrderedRequest, Presence, PresenceRange,
     ReadBatch, ReadRange,
@@ -9,11 +8,6 @@ use aquifer_model::storage::{
 use crate::bookie::SimBookie;
 use crate::cluster::net::Ticket;
 use crate::defect::Defect;
-
-/// The id of a bookie.
-pub(super) fn id_of(number: u8) -> BookieId {
-    BookieId([number + 1; 16])
-}
 
 /// A bookie and what befalls it. Times are microseconds of virtual time.
 pub(super) struct Node {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use aquifer_log::context::LogContext;
 use aquifer_log::error::LogError;
 use aquifer_log::{
-    Append, AppendSink, Appended, LogEntry, LogKind, LogOptions, ReadLimits, ReadPoint, TopicLog,
+    Append, AppendSink, Appended, LogEntry, LogKind, LogOptions, ReadPoint, TopicLog,
     TopicRecordCell,
 };
 use aquifer_metadata::error::MetadataError;
@@ -21,16 +21,12 @@ use aquifer_model::topic::TopicName;
 use aquifer_runtime::clock::{sleep, timeout};
 use bytes::Bytes;
 
-use crate::cluster::Cluster;
-use crate::cluster::follower::Follower;
+use crate::cluster::context::Cluster;
+use crate::cluster::follower::{Follower, LIMITS};
 use crate::cluster::history::{self, History};
 use crate::cluster::net::Net;
 use crate::defect::Defect;
 
-pub(super) const LIMITS: ReadLimits = ReadLimits {
-    bytes_max: 1024,
-    entries_max: 16,
-};
 /// Virtual time in which a healed cluster must serve a topic again.
 const HEALED_WITHIN: Duration = Duration::from_secs(120);
 /// Ledgers that the last owner writes.

@@ -17,7 +17,9 @@ use aquifer_runtime::clock::{sleep, timeout};
 use opentelemetry::metrics::MeterProvider;
 use opentelemetry::metrics::noop::NoopMeterProvider;
 
-use crate::cluster::{Cluster, loss, node, number_of};
+use crate::cluster::context::Cluster;
+use crate::cluster::ids::{id_of, number_of};
+use crate::cluster::loss;
 
 /// Virtual time in which a healed cluster must be whole again.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(600);
@@ -61,7 +63,7 @@ pub(super) async fn worker(cluster: &Arc<Cluster>) -> Result<RepairWorker, Ledge
 async fn repair(cluster: &Arc<Cluster>) -> Result<(), LedgerError> {
     let (_, context) = cluster.process();
     for number in 0..cluster.shape.bookies {
-        register(&*context.ledgers.store, node::id_of(number)).await?;
+        register(&*context.ledgers.store, id_of(number)).await?;
     }
     let mut worker = worker(cluster).await?;
     loop {

@@ -11,8 +11,8 @@ use aquifer_model::storage::{
 use async_trait::async_trait;
 use tokio::sync::oneshot;
 
+use crate::cluster::ids::number_of;
 use crate::cluster::net::{Event, Net};
-use crate::cluster::number_of;
 
 /// The way of a process to the bookies.
 pub(super) struct Transport {
