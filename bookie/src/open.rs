@@ -20,6 +20,7 @@ use crate::journal::replay::{self, Continuity, FoundCommit, Loss, ScannedSegment
 use crate::journal::segments::Segments;
 use crate::loss;
 use crate::report::{DamageReport, LossReport, SetAsideReport};
+use crate::reserve::Reserve;
 use crate::store::{EntryStore, Opened, StoreError};
 
 /// What replay leaves behind.
@@ -52,7 +53,7 @@ pub(crate) fn open(
     open_store: impl FnOnce(&BookieConfig, bool) -> Result<Opened, StoreError>,
 ) -> Result<Started, BookieOpenError> {
     config.validate()?;
-    crate::Bookie::give_up_reserve(config);
+    Reserve::new(config).give_up_if_needed();
     let lock = cookie::lock(&*deps.disk, config)?;
     let mut cookie = cookie::check(&*deps.disk, config, &*deps.rng)?;
     let store_error = store_error(config);

@@ -4,8 +4,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::Violation;
 use crate::scan::SourceFile;
+use crate::violation::Violation;
 
 /// Where the rules are.
 pub const RULES: &str = "deploy/alerts/aquifer.yaml";

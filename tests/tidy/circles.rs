@@ -4,8 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::Violation;
 use crate::scan::SourceFile;
+use crate::violation::Violation;
 
 /// Files of a circle.
 const FILES_MAX: usize = 4;
@@ -15,33 +15,53 @@ type Module = Vec<String>;
 
 /// Circles with too many files.
 pub fn check(sources: &[SourceFile]) -> Vec<Violation> {
-    let mut crates: BTreeMap<&str, BTreeMap<Module, &SourceFile>> = BTreeMap::new();
-    for file in sources {
-        if let Some((directory, module)) = module_of(&file.path) {
-            crates.entry(directory).or_default().insert(module, file);
-        }
+    let mut found = Vec::new();
+    for modules in crates(sources).values() {
+        found.extend(circles(modules));
     }
-    let circles = crates.values().flat_map(circles);
-    let violation = |circle: Vec<&str>| {
+    let violation = |circle: &Vec<&str>| {
         let files = circle.join(", ");
         let rule = format!("{} files import each other: {files}", circle.len());
         Violation::new(circle[0], rule)
     };
-    let large = circles.filter(|circle| circle.len() > FILES_MAX);
+    let large = found.iter().filter(|circle| circle.len() > FILES_MAX);
     large.map(violation).collect()
 }
 
-/// The crate of a file and its module there. Tests, examples and binaries beside a library are left
-/// out.
-fn module_of(path: &str) -> Option<(&str, Module)> {
-    let at = path.find("src/")?;
-    let (directory, below) = (&path[..at], path[at + 4..].strip_suffix(".rs")?);
-    let mut module: Module = below.split('/').map(str::to_owned).collect();
+/// The modules of each crate, by the directory that has the crate's first file.
+fn crates(sources: &[SourceFile]) -> BTreeMap<&str, BTreeMap<Module, &SourceFile>> {
+    let mut crates: BTreeMap<&str, BTreeMap<Module, &SourceFile>> = BTreeMap::new();
+    for file in sources {
+        for first in ["lib.rs", "main.rs"] {
+            let directory = file.path.strip_suffix(first);
+            if let Some(directory) = directory.filter(|directory| directory.ends_with('/')) {
+                crates.insert(directory, BTreeMap::new());
+            }
+        }
+    }
+    for file in sources {
+        // The longest directory wins, should one crate lie inside another.
+        let around = crates.iter_mut().rev();
+        let mut around = around.filter(|(directory, _)| file.path.starts_with(**directory));
+        if let Some((directory, modules)) = around.next()
+            && let Some(module) = module_of(&file.path[directory.len()..])
+        {
+            modules.insert(module, file);
+        }
+    }
+    crates
+}
+
+/// The module of a file, by its path below its crate. Unit tests in files of their own and binaries
+/// beside a library are left out.
+fn module_of(below: &str) -> Option<Module> {
+    let parts = below.strip_suffix(".rs")?.split('/');
+    let mut module: Module = parts.map(str::to_owned).collect();
     if module == ["lib"] || module == ["main"] {
         module.clear();
     }
     let is_left_out = module.iter().any(|part| part == "tests" || part == "bin");
-    (!is_left_out).then_some((directory, module))
+    (!is_left_out).then_some(module)
 }
 
 /// Sets of files of which each imports each, directly or through others.
@@ -90,9 +110,11 @@ fn imported(
     modules: &BTreeMap<Module, &SourceFile>,
 ) -> BTreeSet<Module> {
     // Unit tests at the end of a file may import what they like.
-    let code = file.code.split("#[cfg(test)]\nmod tests {").next();
+    let tests = ["mod tests {", "pub(crate) mod tests {"];
+    let ends = tests.map(|tests| file.code.find(&format!("#[cfg(test)]\n{tests}")));
+    let end = ends.into_iter().flatten().min().unwrap_or(file.code.len());
     // A visibility names a module and imports nothing of it.
-    let code = code.unwrap_or_default().replace("(in crate::", "(");
+    let code = file.code[..end].replace("(in crate::", "(");
     let mut paths = Vec::new();
     for statement in code.split(';') {
         let (before, tree) = import(statement);
@@ -150,15 +172,11 @@ fn expand(before: &str, tree: &str, paths: &mut Vec<String>) {
     expand(&before, &inner[start..], paths);
 }
 
-/// Paths in code that begin at the crate, or at the module around.
+/// Paths in code, which may begin at the crate, at the module around or at one of its children.
 fn named(code: &str) -> impl Iterator<Item = String> {
     let in_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
     let words = code.split(move |c: char| !in_path(c));
-    let begins = |word: &&str| {
-        let first = ["crate::", "super::", "self::"];
-        first.iter().any(|first| word.starts_with(first))
-    };
-    words.filter(begins).map(str::to_owned)
+    words.filter(|word| word.contains("::")).map(str::to_owned)
 }
 
 /// The module that a path leads to: the longest part of it that is a file.
@@ -168,16 +186,25 @@ fn resolve(module: &Module, path: &str, modules: &BTreeMap<Module, &SourceFile>)
         "crate" => Vec::new(),
         "self" | "super" => module.clone(),
         child => {
-            // A path may begin at a child of the module; else it leads to another crate.
+            // A path may begin at a child of the module; else it leads to another crate. Without
+            // anything behind the child it is no path: `self.child::<T>()`.
             let mut own = module.clone();
             own.push(child.to_owned());
-            return modules.contains_key(&own).then_some(own);
+            let (_, rest) = path.split_once("::")?;
+            if rest.is_empty() || !modules.contains_key(&own) {
+                return None;
+            }
+            module.clone()
         }
     };
     while let Some(first) = parts.next_if(|part| ["crate", "self", "super"].contains(part)) {
         if first == "super" {
             full.pop()?;
         }
+    }
+    // What only tests use is no edge, and their modules are left out.
+    if parts.peek() == Some(&"tests") {
+        return None;
     }
     full.extend(parts.map(str::to_owned));
     while !modules.contains_key(&full) {
@@ -192,15 +219,12 @@ mod tests {
 
     /// The circles of a crate of these files.
     fn found(files: &[(&str, &str)]) -> Vec<Vec<String>> {
-        let files: Vec<SourceFile> = files
+        let files: Vec<SourceFile> = [("lib", "")]
             .iter()
+            .chain(files)
             .map(|(name, text)| SourceFile::new(&format!("x/src/{name}.rs"), text))
             .collect();
-        let modules = files
-            .iter()
-            .filter_map(|file| module_of(&file.path).map(|(_, module)| (module, file)))
-            .collect();
-        let named = circles(&modules).into_iter();
+        let named = circles(&crates(&files)["x/src/"]).into_iter();
         let short = |path: &str| path["x/src/".len()..path.len() - 3].to_owned();
         named
             .map(|circle| circle.into_iter().map(short).collect())
@@ -238,19 +262,35 @@ mod tests {
     }
 
     #[test]
+    fn finds_circles_through_paths_that_begin_at_a_child() {
+        let child = |code: &str| found(&[("a", code), ("a/b", "use crate::a::A;"), ("b", "")]);
+        assert_eq!(child("mod b;\nfn f() { b::g(); }"), [["a", "a/b"]]);
+        assert_eq!(child("mod b;\nstruct A(Vec<b::B>);"), [["a", "a/b"]]);
+        assert_eq!(child("mod b;\nfn f() { x.b::<T>(); }"), [[""; 0]; 0]);
+        assert_eq!(child("mod b;\nfn f() { other::b::g(); }"), [[""; 0]; 0]);
+        let deep = [
+            ("a", "mod b;\nfn f() { b::c::g(); }"),
+            ("a/b", "pub mod c;"),
+            ("a/b/c", "use crate::a::A;"),
+        ];
+        assert_eq!(found(&deep), [["a", "a/b/c"]]);
+    }
+
+    #[test]
     fn large_circles_are_violations() {
-        let ring = |count: usize| {
+        let ring = |folder: &str, first: &str, count: usize| {
             let file = |at: usize| {
                 let text = format!("use crate::m{}::X;", (at + 1) % count);
-                SourceFile::new(&format!("x/src/m{at}.rs"), &text)
+                SourceFile::new(&format!("{folder}/m{at}.rs"), &text)
             };
-            let files: Vec<SourceFile> = (0..count).map(file).collect();
-            check(&files)
-                .iter()
-                .filter(|v| v.place.starts_with("x/"))
-                .count()
+            let root = SourceFile::new(&format!("{folder}/{first}"), "");
+            let files: Vec<SourceFile> = (0..count).map(file).chain([root]).collect();
+            check(&files).len()
         };
-        assert_eq!(ring(FILES_MAX), 0);
-        assert_eq!(ring(FILES_MAX + 1), 1);
+        assert_eq!(ring("x/src", "lib.rs", FILES_MAX), 0);
+        assert_eq!(ring("x/src", "lib.rs", FILES_MAX + 1), 1);
+        assert_eq!(ring("tests/x", "main.rs", FILES_MAX), 0);
+        assert_eq!(ring("tests/x", "main.rs", FILES_MAX + 1), 1);
+        assert_eq!(ring("x/examples", "no_main.rs", FILES_MAX + 1), 0);
     }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::Violation;
+use crate::violation::Violation;
 
 const REQUIRED: [&str; 12] = [
     "README.md",

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-use crate::Violation;
 use crate::scan::SourceFile;
+use crate::violation::Violation;
 
 const MODEL: &str = "aquifer-model";
 const RUNTIME: &str = "aquifer-runtime";

@@ -1,7 +1,7 @@
 //! The table of faults of cold storage names tests that exist: a row without one promises what is
 //! not checked.
 
-use crate::Violation;
+use crate::violation::Violation;
 
 /// The page that has the table.
 pub const PAGE: &str = "docs/operations/cold-storage.md";

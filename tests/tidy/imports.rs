@@ -4,8 +4,8 @@
 //! takes in what lies around it, by `use super::*`. Waiting goes through `runtime/src/clock.rs`;
 //! tests may use tokio's clock, which they pause.
 
-use crate::Violation;
 use crate::scan::SourceFile;
+use crate::violation::Violation;
 
 // Written in two halves, so that this file passes its own check.
 const PARENT: &str = concat!("use sup", "er::");

@@ -1,8 +1,8 @@
 //! Metadata keys are written in `metadata/src/keys.rs` only: a reader who wants to know what is
 //! stored where reads one file.
 
-use crate::Violation;
 use crate::scan::SourceFile;
+use crate::violation::Violation;
 
 const HOME: &str = "metadata/src/keys.rs";
 

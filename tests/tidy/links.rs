@@ -1,7 +1,7 @@
 //! Documents name files and headings that exist: links of Markdown, and paths in backticks.
 //! Records of decisions are left out, because they tell what was; their index is not.
 
-use crate::Violation;
+use crate::violation::Violation;
 
 /// What a document may point to.
 pub struct Repository<'a> {

@@ -16,27 +16,13 @@ mod pages;
 mod rules;
 mod scan;
 mod sizes;
+mod violation;
 mod words;
 
 use std::path::Path;
 
 use scan::SourceFile;
-
-/// One broken rule: where, and what to do about it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Violation {
-    place: String,
-    rule: String,
-}
-
-impl Violation {
-    fn new(place: impl Into<String>, rule: impl Into<String>) -> Violation {
-        Violation {
-            place: place.into(),
-            rule: rule.into(),
-        }
-    }
-}
+use violation::Violation;
 
 /// The workspace's directory.
 fn root() -> &'static Path {

@@ -2,8 +2,8 @@
 //! What it takes more than this check to recognize (constructors, builders, conversions) has it as
 //! well.
 
-use crate::Violation;
 use crate::scan::SourceFile;
+use crate::violation::Violation;
 
 /// Where no library is.
 const ELSEWHERE: [&str; 4] = ["cli/", "tests/", "fuzz/", "examples/"];

@@ -4,8 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::Violation;
 use crate::links;
+use crate::violation::Violation;
 
 /// Where the pages are.
 const PAGES: &str = "docs/";

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::Violation;
+use crate::violation::Violation;
 
 /// Where numbers are defined: `| **I1** | …`.
 pub const DEFINITIONS: &str = "docs/invariants.md";

@@ -1,8 +1,8 @@
 //! At most 500 code lines a file, and at most 200 lines of tests inside the file they test.
 //! Functions are clippy's business (`too_many_lines`).
 
-use crate::Violation;
 use crate::scan::SourceFile;
+use crate::violation::Violation;
 
 const FILE_CODE_LINES_MAX: usize = 500;
 const INLINE_TEST_LINES_MAX: usize = 200;

@@ -5,8 +5,8 @@
 //! not persons. The list below has words that such a sentence does not need. Directories that are
 //! free of them stay so; elsewhere only what users read in a message is checked.
 
-use crate::Violation;
 use crate::scan::SourceFile;
+use crate::violation::Violation;
 
 // Written in two halves, so that this file passes its own check.
 const IN_CODE: [(&str, &str); 5] = [
