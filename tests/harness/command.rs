@@ -3,10 +3,10 @@
 use std::io::{self, BufRead, BufReader};
 use std::process::{Child, Command};
 use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use aquifer_runtime::task::spawn_thread;
 
 /// Runs a command and returns what it printed.
 ///
@@ -29,13 +29,13 @@ const FIRST_LINE: Duration = Duration::from_mins(2);
 /// When its output is not piped, cannot be read, or has no line within two minutes.
 pub fn first_line(child: &mut Child) -> Result<String> {
     let stdout = child.stdout.take().context("stdout is piped")?;
-    let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    spawn_thread("first-line", move || {
         let mut line = String::new();
         let read = BufReader::new(stdout).read_line(&mut line);
         // A caller that does not wait any more does not need it.
         let _ = sender.send(read.map(|_| line));
-    });
+    })?;
     let line = receiver.recv_timeout(FIRST_LINE);
     Ok(line.context("the process has printed no line")??)
 }
