@@ -11,14 +11,15 @@ use bytes::Bytes;
 use opentelemetry::metrics::MeterProvider;
 use opentelemetry::metrics::noop::NoopMeterProvider;
 
+mod damage;
 mod restore;
 
 use super::*;
-use crate::BookieDeps;
 use crate::tests::{
     add_request, ask, config, corrupt, deps, done, expect, flush_all, range, read_one,
     recovery_add, token,
 };
+use crate::{BookieConfig, BookieDeps};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const LEN: usize = 100;
@@ -59,15 +60,8 @@ impl World {
         let path = directory.path().to_owned();
         let bookies: Vec<Bookie> = blocking(move || {
             let filled = |n: u64| {
-                let deps = BookieDeps {
-                    rng: SeededRng::shared(n),
-                    ..deps(RealDisk::shared())
-                };
-                let bookie = Bookie::open(config(&path.join(n.to_string())), deps).unwrap();
-                for entry in 0..5 {
-                    done(ask(&bookie, add_request(1, entry, LEN)));
-                }
-                flush_all(&bookie);
+                let bookie = opened(config(&path.join(n.to_string())), n);
+                fill(&bookie, [1]);
                 bookie
             };
             (1..=3).map(filled).collect()
@@ -148,6 +142,25 @@ impl World {
             bookie.shutdown().await;
         }
     }
+}
+
+/// The bookie of this number.
+fn opened(config: BookieConfig, n: u64) -> Bookie {
+    let deps = BookieDeps {
+        rng: SeededRng::shared(n),
+        ..deps(RealDisk::shared())
+    };
+    Bookie::open(config, deps).unwrap()
+}
+
+/// Adds entries 0 to 4 of each of these ledgers, and flushes.
+fn fill(bookie: &Bookie, ledgers: impl IntoIterator<Item = u64>) {
+    for ledger in ledgers {
+        for entry in 0..5 {
+            done(ask(bookie, add_request(ledger, entry, LEN)));
+        }
+    }
+    flush_all(bookie);
 }
 
 async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {

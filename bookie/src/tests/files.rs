@@ -43,7 +43,7 @@ fn compacted(bookie: &Bookie) {
 }
 
 /// Writes until a compaction has met the damage.
-fn meet(bookie: &Bookie) {
+pub(crate) fn meet(bookie: &Bookie) {
     let next = std::cell::Cell::new(15);
     eventually("a compaction meets it", || {
         // Another file each time, until there are enough for a compaction.

@@ -24,14 +24,14 @@ impl RepairHook for Told {
     }
 }
 
-pub(super) fn quiet(directory: &Path) -> BookieConfig {
+pub(crate) fn quiet(directory: &Path) -> BookieConfig {
     BookieConfig {
         scrub_bytes_per_second: 0,
         ..config(directory)
     }
 }
 
-pub(super) fn stop(bookie: Bookie) {
+pub(crate) fn stop(bookie: Bookie) {
     shutdown(&bookie);
     drop(bookie);
 }
@@ -50,7 +50,7 @@ pub(super) fn flip_bytes(config: &BookieConfig, suffix: &str, bytes: &[u8]) {
     panic!("no {suffix} file has these bytes");
 }
 
-pub(super) fn flip_entry(config: &BookieConfig, suffix: &str, ledger: u64, entry: u64) {
+pub(crate) fn flip_entry(config: &BookieConfig, suffix: &str, ledger: u64, entry: u64) {
     flip_bytes(config, suffix, &data(ledger, entry, 64).head);
 }
 

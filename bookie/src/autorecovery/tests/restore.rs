@@ -1,7 +1,6 @@
 //! The end of limbo: what was lost is copied from the other bookies, and what was fenced is fenced.
 
 use std::fs;
-use std::path::Path;
 
 use aquifer_metadata::store::{Operation, Transaction};
 use aquifer_runtime::rng::SystemRng;
@@ -11,34 +10,17 @@ use super::*;
 /// A ledger of which the bookie keeps its copy through the loss.
 const KEPT: u64 = 4;
 
-fn opened(path: &Path, n: u64) -> Bookie {
-    let deps = BookieDeps {
-        rng: SeededRng::shared(n),
-        ..deps(RealDisk::shared())
-    };
-    Bookie::open(config(path), deps).unwrap()
-}
-
-fn fill(bookie: &Bookie, ledgers: impl IntoIterator<Item = u64>) {
-    for ledger in ledgers {
-        for entry in 0..5 {
-            done(ask(bookie, add_request(ledger, entry, LEN)));
-        }
-    }
-    flush_all(bookie);
-}
-
 /// Three bookies, of which the first has lost its journal, and with it all but ledger [`KEPT`].
 async fn with_a_loss() -> World {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().to_owned();
     let bookies = blocking(move || {
         let whole = path.join("1");
-        let first = opened(&whole, 1);
+        let first = opened(config(&whole), 1);
         fill(&first, [KEPT]);
         crate::tests::shutdown(&first);
         drop(first);
-        let first = opened(&whole, 1);
+        let first = opened(config(&whole), 1);
         fill(&first, [1, 2, 3, 5]);
         let fence = crate::tests::request(2, OrderedOperation::Fence);
         done(ask(&first, fence));
@@ -53,12 +35,12 @@ async fn with_a_loss() -> World {
             }
         }
         let others = [2, 3].map(|n| {
-            let bookie = opened(&path.join(n.to_string()), n);
+            let bookie = opened(config(&path.join(n.to_string())), n);
             fill(&bookie, 1..=5);
             bookie
         });
         let [second, third] = others;
-        vec![opened(&left, 1), second, third]
+        vec![opened(config(&left), 1), second, third]
     });
     let world = World::of(bookies.await, directory).await;
     assert!(world.bookies[0].status().limbo.is_some());
