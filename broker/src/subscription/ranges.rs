@@ -93,6 +93,8 @@ impl<V: Copy + PartialEq> RangeMap<V> {
     /// All ranges, in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Range<u64>, V)> {
         let all = self.ranges.iter();
+        #[cfg(test)]
+        let all = all.inspect(|_| looked::add(1));
         all.map(|(&start, &(end, value))| (start..end, value))
     }
 
@@ -121,10 +123,33 @@ impl<V: Copy + PartialEq> RangeMap<V> {
             .next_back()
             .filter(|(_, (end, _))| *end > range.start)
             .map_or(range.start, |(&start, _)| start);
-        self.ranges
-            .range(begin..range.end)
+        let touched = self.ranges.range(begin..range.end);
+        let touched: Vec<_> = touched
             .map(|(&start, &(end, value))| (start..end, value))
-            .collect()
+            .collect();
+        #[cfg(test)]
+        looked::add(touched.len());
+        touched
+    }
+}
+
+/// How many ranges this thread has looked at: what tests count instead of time.
+#[cfg(test)]
+pub(super) mod looked {
+    use std::cell::Cell;
+
+    std::thread_local! {
+        static LOOKED: Cell<usize> = const { Cell::new(0) };
+    }
+
+    pub(super) fn add(ranges: usize) {
+        LOOKED.set(LOOKED.get() + ranges);
+    }
+
+    /// Runs something, and tells how many ranges it has looked at.
+    pub(in crate::subscription) fn during<T>(run: impl FnOnce() -> T) -> (T, usize) {
+        let before = LOOKED.get();
+        (run(), LOOKED.get() - before)
     }
 }
 
