@@ -11,10 +11,11 @@ use aquifer_model::policy::Rollover;
 use aquifer_protocol_api::error::ErrorKind;
 use aquifer_runtime::clock::{self, SystemClock};
 use aquifer_runtime::disk::{Disk, SimDisk};
-use aquifer_runtime::rng::{Rng, SeededRng};
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::Barrier;
+
+mod changes;
 
 use super::*;
 
@@ -91,33 +92,6 @@ async fn every_level_reaches_what_is_in_use() {
         say(&*store, &scopes[1], entries(7)).await;
         shows(&mut other, 7).await;
         shows(&mut orders, 7).await;
-    }
-}
-
-/// Whatever is said, taken back and said again at any level: a topic in use is shown what the
-/// nearest level says that says something.
-#[tokio::test]
-async fn a_topic_in_use_is_shown_the_outcome_of_any_changes() {
-    let tasks = TaskGroup::new("test");
-    // A watch that lost history begins again after a pause.
-    for (rounds, history_events) in [(5, 1), (100, 1_000)] {
-        let store = store(&tasks, history_events).await;
-        let defaults = EffectivePolicies::default();
-        let table = PolicyTable::start(Arc::clone(&store), defaults, &tasks);
-        let mut orders = table.of_topic(&topic("orders")).await.unwrap();
-        let scopes = PolicyScope::Topic(topic("orders")).path();
-        let (rng, mut said) = (SeededRng::new(rounds), [None; 3]);
-        for round in 1..=rounds {
-            for change in 0..=rng.below(3) {
-                let at = usize::try_from(rng.below(3)).unwrap();
-                said[at] = (rng.below(3) > 0).then_some(10 * round + change);
-                let own = said[at].map_or_else(Policies::default, entries);
-                say(&*store, &scopes[at], own).await;
-            }
-            let nearest = said.iter().rev().flatten().next();
-            let expected = nearest.copied().unwrap_or(defaults.rollover.entries);
-            shows(&mut orders, expected).await;
-        }
     }
 }
 
