@@ -80,10 +80,22 @@ fn parse_usage(stat: &str, status: &str) -> Option<Usage> {
 /// # Errors
 /// When it has ended.
 pub fn resident_bytes(pid: i32) -> Result<u64> {
+    memory(pid, "VmRSS:")
+}
+
+/// The most memory of a process since it began.
+///
+/// # Errors
+/// When it has ended.
+pub fn peak_resident_bytes(pid: i32) -> Result<u64> {
+    memory(pid, "VmHWM:")
+}
+
+fn memory(pid: i32, what: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let line = status.lines().find(|line| line.starts_with(what));
     let kib = line.and_then(|line| line.split_whitespace().nth(1));
-    Ok(kib.context("VmRSS")?.parse::<u64>()? * 1024)
+    Ok(kib.with_context(|| what.to_owned())?.parse::<u64>()? * 1024)
 }
 
 /// Bytes of all files below a directory.

@@ -1,20 +1,26 @@
 //! I13: what peers send, and what they do not read, takes memory within the bounds of
 //! docs/operations.md ("Memory"), and others are served meanwhile. Each abuse took gigabytes once.
 
-use anyhow::{Result, ensure};
-use aquifer_client::Message;
+use anyhow::{Context, Result, bail, ensure};
+use aquifer_client::{Client, ErrorKind, Message, SubscriptionType};
 use aquifer_harness::abuse::{self, CREATE_TOPIC, PRODUCE};
+use aquifer_harness::cluster::Cluster;
+use aquifer_harness::http;
+use aquifer_harness::processes::{peak_resident_bytes, resident_bytes};
 use aquifer_harness::server::{Server, ServerOptions};
 use aquifer_harness::wait::{until, within};
-use aquifer_harness::{http, wire};
+use aquifer_harness::wire::{self, RawConsumer};
+use aquifer_model::place::Place;
 use aquifer_proto::PROTOCOL_VERSION;
 use aquifer_proto::v1::broker_client::BrokerClient;
 use aquifer_proto::v1::{
-    ConsumeRequest, ConsumeResponse, Credit, Subscribe, consume_request, consume_response,
+    Acknowledge, ConsumeRequest, ConsumeResponse, Credit, ErrorCode, IndexRange, Seek, Subscribe,
+    Subscribed, consume_request, consume_response,
 };
-use futures::future::join_all;
-use futures::stream::FuturesUnordered;
+use futures::future::{join_all, try_join_all};
+use futures::stream::{self, FuturesUnordered};
 use futures::{FutureExt, StreamExt};
+use rustix::process::Signal;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -27,6 +33,9 @@ const INBOUND: u64 = 64 * MIB;
 const WINDOW: u64 = 8 * MIB;
 /// Deliveries: `broker.read_bytes_in_flight_max`.
 const DELIVERIES: u64 = 64 * MIB;
+/// What waits for cursor logs: that of a server, and of a topic beyond it.
+const WAITING: u64 = 64 * MIB;
+const WAITING_BEYOND: u64 = 64 << 10;
 /// Topics, tasks, streams, caches that fill meanwhile, and what the allocator keeps.
 const ELSE: u64 = 64 * MIB;
 
@@ -51,7 +60,10 @@ async fn connect(url: &str) -> Result<Channel> {
 }
 
 fn ensure_grown_below(server: &Server, before: u64, bound: u64) -> Result<()> {
-    let peak = server.peak_resident_bytes()?;
+    ensure_below(server.peak_resident_bytes()?, before, bound)
+}
+
+fn ensure_below(peak: u64, before: u64, bound: u64) -> Result<()> {
     let grown = peak.saturating_sub(before) / MIB;
     let bound = bound / MIB;
     ensure!(
@@ -258,4 +270,159 @@ async fn consumers_that_do_not_read_share_one_budget_and_leave_a_part_to_the_oth
     .await?;
     let _ = wire::connect(&server.url()).await?;
     still_serves(&mut server).await
+}
+
+/// A name as long as names may be about: every change of a subscription has it.
+fn long_name() -> String {
+    "s".repeat(500)
+}
+
+fn subscribe_shared(topic: &str) -> Subscribe {
+    Subscribe {
+        version: PROTOCOL_VERSION,
+        topic: topic.to_owned(),
+        subscription: long_name(),
+        r#type: aquifer_proto::v1::SubscriptionType::Shared.into(),
+        start: "earliest".to_owned(),
+        ..Subscribe::default()
+    }
+}
+
+/// A topic with two messages and a subscription.
+async fn prepared(client: &Client, url: &str, topic: &str) -> Result<Subscribed> {
+    let producer = client.producer(topic).open().await?;
+    for message in ["first", "second"] {
+        producer.send(Message::new(message)).await?;
+    }
+    let mut consumer = RawConsumer::open(url, subscribe_shared(topic)).await?;
+    match consumer.next().await? {
+        Some(consume_response::Response::Subscribed(subscribed)) => Ok(subscribed),
+        other => bail!("{other:?}"),
+    }
+}
+
+/// Moves a subscription and acknowledges what is before it, this often, and waits for no answer.
+/// Returns when some of that has been refused; the rest is still being sent then.
+async fn flood(
+    channel: &Channel,
+    topic: &str,
+    opened: &Subscribed,
+    pairs: u64,
+) -> Result<Streaming<ConsumeResponse>> {
+    // More of them than a client reads in time end its session.
+    const REFUSALS: u64 = 10;
+    let (owner_epoch, before) = (opened.owner_epoch, opened.seek_epoch);
+    let subscribe = consume_request::Request::Subscribe(subscribe_shared(topic));
+    let changes = (1..=pairs).flat_map(move |number| {
+        let seek = consume_request::Request::Seek(Seek {
+            request_id: 2 * number,
+            place: (1 + number % 2).to_string(),
+        });
+        let acknowledge = consume_request::Request::Acknowledge(Acknowledge {
+            request_id: 2 * number + 1,
+            owner_epoch,
+            seek_epoch: before + number,
+            cumulative: None,
+            individual: vec![IndexRange { first: 0, last: 0 }],
+        });
+        [seek, acknowledge]
+    });
+    let requests = stream::iter([subscribe].into_iter().chain(changes));
+    let requests = requests.map(|request| ConsumeRequest {
+        request: Some(request),
+    });
+    let mut client = BrokerClient::new(channel.clone());
+    let responses = client.consume(requests.chain(stream::pending())).await?;
+    let (mut responses, mut refusals) = (responses.into_inner(), 0);
+    while refusals < REFUSALS {
+        let reply = responses.message().await?.context("the session goes on")?;
+        let error = match reply.response {
+            Some(consume_response::Response::SeekDone(done)) => done.error,
+            Some(consume_response::Response::Confirmed(confirmed)) => confirmed.error,
+            Some(consume_response::Response::Error(error)) => bail!("{topic}: {error:?}"),
+            _ => None,
+        };
+        if let Some(error) = error {
+            ensure!(error.code() == ErrorCode::Overloaded, "{error:?}");
+            refusals += 1;
+        }
+    }
+    Ok(responses)
+}
+
+/// Seeks and acknowledgements are made durable again.
+async fn changes_again(client: &Client, topic: &str) -> Result<()> {
+    let consumer = client.consumer(topic, &long_name());
+    let consumer = consumer.kind(SubscriptionType::Shared).open().await?;
+    until("a seek", || async {
+        match consumer.seek(Place::Earliest).await {
+            Ok(_) => Ok(Some(())),
+            Err(error) if error.kind() == ErrorKind::Unavailable => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    })
+    .await?;
+    let message = within("its message", async { Ok(consumer.receive().await?) }).await?;
+    ensure!(message.payload == "first", "{message:?}");
+    within("a confirmation", async {
+        Ok(consumer.ack(&message).await?)
+    })
+    .await?;
+    Ok(consumer.close().await?)
+}
+
+/// L3: while the cursor log cannot be written, changes of subscriptions wait. They were counted and
+/// not weighed: pipelined ones took 182 MiB a topic.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_that_wait_for_a_cursor_log_take_no_more_than_is_documented() -> Result<()> {
+    const TOPICS: usize = 8;
+    const CONNECTIONS: usize = 4;
+    // Of one topic some 70 MiB, if all of them waited.
+    const PAIRS: u64 = 60_000;
+    let folder = tempfile::tempdir()?;
+    let mut cluster = Cluster::start(&folder.path().join("cluster"), &["--bookies", "1"])?;
+    let client = cluster.client()?;
+    let topics: Vec<String> = (0..TOPICS).map(|n| format!("flooded-{n}")).collect();
+    let opened = topics.iter().map(|t| prepared(&client, cluster.url(), t));
+    let opened = try_join_all(opened).await?;
+    let mut connections = Vec::new();
+    for _ in 0..CONNECTIONS {
+        connections.push(connect(cluster.url()).await?);
+    }
+
+    let broker = cluster.process("broker-1")?.pid;
+    let before = resident_bytes(broker)?;
+    let beyond = WAITING_BEYOND * u64::try_from(TOPICS)?;
+    let windows = WINDOW * u64::try_from(CONNECTIONS)?;
+    let bound = WAITING + beyond + INBOUND + windows + ELSE;
+    cluster.signal("bookie-1", Signal::STOP)?;
+    let floods = topics.iter().zip(&opened).enumerate();
+    let floods = floods.map(|(n, (topic, opened))| {
+        let channel = &connections[n % CONNECTIONS];
+        flood(channel, topic, opened, PAIRS)
+    });
+    let too_much = until("what takes too much", || async {
+        ensure_below(peak_resident_bytes(broker)?, before, bound)?;
+        Ok(None::<()>)
+    });
+    let sessions = tokio::select! {
+        sessions = within("refusals", try_join_all(floods)) => sessions?,
+        failed = too_much => bail!("{failed:?}"),
+    };
+    // What was refused may be asked for again, by others too.
+    let more = flood(&connections[0], &topics[0], &opened[0], PAIRS);
+    let more = within("refusals", more).await?;
+    ensure_below(peak_resident_bytes(broker)?, before, bound)?;
+    drop((sessions, more));
+
+    cluster.signal("bookie-1", Signal::CONT)?;
+    try_join_all(topics.iter().map(|topic| changes_again(&client, topic))).await?;
+    let producer = client.producer("alive").open().await?;
+    within("a message", async {
+        Ok(producer.send(Message::new("yes")).await?)
+    })
+    .await?;
+    ensure_below(peak_resident_bytes(broker)?, before, bound)?;
+    cluster.stop()?;
+    cluster.check_logs()
 }
