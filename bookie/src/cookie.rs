@@ -363,6 +363,30 @@ mod tests {
         }
     }
 
+    /// The stored text: it may never change while bookies have such cookies.
+    #[test]
+    fn golden_text_stays() {
+        let cookie = |cluster: Option<&str>, setup| Cookie {
+            id: BookieId(crate::tests::counting(1)),
+            cluster: cluster.map(str::to_owned),
+            setup,
+        };
+        let golden = [
+            (
+                cookie(None, Setup::Complete),
+                include_str!("cookie/golden_v1_standalone.txt"),
+            ),
+            (
+                cookie(Some("north"), Setup::Joining),
+                include_str!("cookie/golden_v1_cluster.txt"),
+            ),
+        ];
+        for (cookie, text) in golden {
+            assert_eq!(cookie.encode(), text);
+            assert_eq!(Cookie::decode(text.as_bytes()), Some(cookie));
+        }
+    }
+
     #[test]
     fn a_second_process_is_refused() {
         let (disk, config) = (SimDisk::new(), BookieConfig::in_directory("/b"));

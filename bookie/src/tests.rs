@@ -5,12 +5,12 @@ mod basic;
 mod crash;
 mod damage;
 mod ends;
-mod files;
+pub(crate) mod files;
 mod full;
 mod marks;
 mod memory;
 mod presence;
-mod rot;
+pub(crate) mod rot;
 mod scrub;
 mod space;
 mod turns;
@@ -114,6 +114,23 @@ pub(crate) fn corrupt(bookie: &Bookie, ledger: u64, entry: u64) {
         batch.write()
     });
     damaged.unwrap();
+}
+
+/// What a golden file has: a line of hexadecimal digits for each value.
+pub(crate) fn golden(text: &str) -> Vec<Vec<u8>> {
+    let byte = |pair: &[u8]| {
+        let pair = std::str::from_utf8(pair).unwrap();
+        u8::from_str_radix(pair, 16).unwrap()
+    };
+    let lines = text.lines().map(str::as_bytes);
+    lines
+        .map(|line| line.chunks(2).map(byte).collect())
+        .collect()
+}
+
+/// Bytes that count, so that each place of a golden value differs.
+pub(crate) fn counting(from: u8) -> [u8; 16] {
+    std::array::from_fn(|at| from + u8::try_from(at).unwrap())
 }
 
 pub(crate) fn token(ledger: u64) -> CreationToken {

@@ -389,7 +389,8 @@ fn size_class(bytes: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::record::tests::any_record;
+    use crate::journal::record::tests::{any_record, assert_same, golden_records};
+    use crate::tests::golden;
     use proptest::prelude::*;
 
     const USE: SegmentUse = SegmentUse {
@@ -421,6 +422,28 @@ mod tests {
         assert!(sizes.iter().any(|bytes| *bytes >= large), "{sizes:?}");
         assert!(free.bytes <= POOLED_BYTES_MAX);
         assert_eq!(free.bytes, sizes.iter().sum::<usize>());
+    }
+
+    /// The stored bytes: they may never change while bookies have such journals.
+    #[test]
+    fn golden_bytes_stay() {
+        let segment = SegmentUse {
+            generation: 3,
+            salt: 0x0102_0304_0506_0708,
+        };
+        let golden = golden(include_str!("commit/golden_v1.hex"));
+        let records = golden_records();
+        let commit = commit(&records, segment, 100);
+        assert_eq!(commit.len(), BLOCK_BYTES);
+        assert_eq!(commit.as_slice()[..golden[0].len()], golden[0]);
+        let head = CommitHead::parse(&golden[0]).unwrap();
+        assert!(head.is_intact(&golden[0]));
+        assert_eq!((head.segment, head.sequence), (segment, 100));
+        let mut read = Records::of(&head, &golden[0]);
+        for record in &records {
+            assert_same(read.next().unwrap(), record);
+        }
+        assert!(read.is_complete());
     }
 
     proptest! {

@@ -115,6 +115,8 @@ mod tests {
     use aquifer_runtime::disk::SimDisk;
     use aquifer_runtime::rng::SeededRng;
 
+    use crate::tests::{counting, golden};
+
     const BOOKIE: BookieId = BookieId([1; 16]);
 
     #[test]
@@ -140,6 +142,17 @@ mod tests {
                 "seed {seed}: {found:?}"
             );
         }
+    }
+
+    /// The stored bytes of a slot: they may never change while bookies have such marks.
+    #[test]
+    fn golden_bytes_stay() {
+        let golden = golden(include_str!("mark/golden_v1.hex"));
+        let bookie = BookieId(counting(1));
+        assert_eq!(encode(100, bookie).as_slice(), golden[0]);
+        let mut content = vec![0; SLOT_BYTES * 2];
+        content[SLOT_BYTES..SLOT_BYTES + SLOT_CONTENT_BYTES].copy_from_slice(&golden[0]);
+        assert_eq!(read_slots(&content, bookie), FoundMark::Synced(100));
     }
 
     #[test]

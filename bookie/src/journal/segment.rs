@@ -192,6 +192,7 @@ pub(crate) fn zeroed(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tests::{counting, golden};
     use proptest::prelude::*;
 
     fn head() -> SegmentHead {
@@ -218,6 +219,25 @@ mod tests {
             assert_eq!(SegmentHead::decode(&bad), FoundHead::Bad, "bit {bit}");
         }
         assert_eq!(SegmentHead::decode(&[0; 4096]), FoundHead::Fresh);
+    }
+
+    /// The stored bytes: they may never change while bookies have such journals.
+    #[test]
+    fn golden_bytes_stay() {
+        let head = SegmentHead {
+            segment: SegmentUse {
+                generation: 3,
+                salt: 0x0102_0304_0506_0708,
+            },
+            first_sequence: 100,
+            bookie: BookieId(counting(1)),
+        };
+        let golden = golden(include_str!("segment/golden_v1.hex"));
+        let block = head.encode();
+        let (content, rest) = block.as_slice().split_at(HEAD_BYTES);
+        assert_eq!(content, golden[0]);
+        assert_eq!(rest, [0; BLOCK_BYTES - HEAD_BYTES]);
+        assert_eq!(SegmentHead::decode(&golden[0]), FoundHead::Used(head));
     }
 
     proptest! {

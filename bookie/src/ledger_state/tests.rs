@@ -30,6 +30,27 @@ fn request(which: bool, operation: OrderedOperation) -> OrderedRequest {
     }
 }
 
+/// The stored bytes of a ledger's record: they may never change while bookies have such records.
+#[test]
+fn golden_bytes_stay() {
+    let meta = LedgerMeta::new(CreationToken(crate::tests::counting(0x21)));
+    let fenced = LedgerMeta {
+        fenced: true,
+        lac: Some(EntryId(9)),
+        ..meta
+    };
+    let deleted = LedgerMeta {
+        deleted: true,
+        ..meta
+    };
+    let golden = crate::tests::golden(include_str!("golden_v1.hex"));
+    let metas = [fenced, deleted, LedgerMeta::lost()];
+    assert_eq!(metas.map(|meta| meta.encode().to_vec()), *golden);
+    for (meta, golden) in metas.into_iter().zip(&golden) {
+        assert_eq!(LedgerMeta::decode(golden).unwrap(), meta);
+    }
+}
+
 fn facts(stored: Stored) -> Facts {
     Facts {
         stored,

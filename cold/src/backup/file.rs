@@ -120,3 +120,122 @@ pub fn decode<M: Message + Default + Shaped>(
     shape::check::<M>(&raw).map_err(|error| wrong(error.to_string()))?;
     M::decode(&*raw).map_err(|error| wrong(format!("its content is no message: {error}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use aquifer_proto::v1;
+    use bytes::Bytes;
+
+    use super::*;
+
+    const TIME_MS: u64 = 1_700_000_000_000;
+
+    /// Bytes that count, so that each place of a value differs.
+    fn counting(from: u8) -> [u8; 16] {
+        std::array::from_fn(|at| from + u8::try_from(at).unwrap())
+    }
+
+    fn bytes(from: u8) -> Bytes {
+        Bytes::copy_from_slice(&counting(from))
+    }
+
+    fn digest(of: u8) -> Bytes {
+        Bytes::copy_from_slice(&aquifer_runtime::secret::sha256(&[of]))
+    }
+
+    fn root() -> v1::BackupRoot {
+        v1::BackupRoot {
+            required_features: 0,
+            writer: "aquifer 1.0".to_owned(),
+            backup_id: bytes(1),
+            cluster: "north".to_owned(),
+            tenant: "acme".to_owned(),
+            topic: String::new(),
+            created_ms: TIME_MS,
+            finished_ms: TIME_MS + 9,
+            start_revision: 5,
+            end_revision: 8,
+            last_ledger_id: 42,
+            topics: 2,
+            entries: 300,
+            bytes: 4_567,
+            object_bytes: 890,
+            objects_sha256: digest(2),
+            lists: vec![v1::BackupFile {
+                name: "part-x".to_owned(),
+                bytes: 77,
+                checksum: 0x0102_0304_0506_0708,
+                sha256: digest(1),
+            }],
+        }
+    }
+
+    fn part() -> v1::BackupItems {
+        use v1::backup_item::Item;
+        let location = v1::BackupLocation {
+            number: 3,
+            location_id: bytes(0x21),
+            url: "s3://b/p".to_owned(),
+            cluster: "north".to_owned(),
+        };
+        let items = [
+            Item::Location(location),
+            Item::Cursors(Bytes::from_static(b"cursor")),
+        ];
+        v1::BackupItems {
+            items: items
+                .map(|item| v1::BackupItem { item: Some(item) })
+                .to_vec(),
+        }
+    }
+
+    fn note() -> v1::OffloadRecord {
+        v1::OffloadRecord {
+            attempt: bytes(1),
+            object: Some(v1::StoredObject {
+                location: 1,
+                name: "north/data/a".to_owned(),
+                section: 2,
+                size_bytes: 4_096,
+                checksum: 0x0102_0304_0506_0708,
+                stored_ms: TIME_MS + 1,
+                index_offset: 4_000,
+                claimed_revision: 12,
+                damaged: false,
+            }),
+            copies: v1::BookieCopies::Kept.into(),
+            copy_ledger_id: 0,
+            imported_ms: 0,
+        }
+    }
+
+    /// Compares a message with the bytes of its file, both ways.
+    fn check<M>(kind: Kind, message: &M, golden: Option<&str>)
+    where
+        M: Message + Default + Shaped + PartialEq + std::fmt::Debug,
+    {
+        let golden = golden.expect("a line for each kind");
+        let backup = BackupId(counting(1));
+        let written = encode(kind, backup, &message.encode_to_vec()).unwrap();
+        let hex: String = written.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, golden);
+        let byte = |pair: &[u8]| {
+            let pair = std::str::from_utf8(pair).unwrap();
+            u8::from_str_radix(pair, 16).unwrap()
+        };
+        let stored: Vec<u8> = golden.as_bytes().chunks(2).map(byte).collect();
+        assert_eq!(decode::<M>(kind, backup, &stored).unwrap(), *message);
+    }
+
+    /// The stored bytes of a file of each kind: they may never change while there are such backups.
+    /// These messages are too short to be compressed, so that they do not depend on how zstd does
+    /// it.
+    #[test]
+    fn golden_bytes_stay() {
+        let mut lines = include_str!("file/golden_v1.hex").lines();
+        check(Kind::Root, &root(), lines.next());
+        check(Kind::Part, &part(), lines.next());
+        check(Kind::Replaced, &note(), lines.next());
+        assert_eq!(lines.next(), None);
+    }
+}

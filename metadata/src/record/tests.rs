@@ -1,5 +1,7 @@
 //! Versions of records, and what an older build does with them.
 
+mod golden;
+
 use proptest::prelude::*;
 
 use super::*;

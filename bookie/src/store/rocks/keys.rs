@@ -50,3 +50,29 @@ pub fn entry_of(key: &[u8]) -> Option<EntryId> {
         key.get(8..16)?.try_into().ok()?,
     )))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::golden;
+
+    /// The stored bytes: they may never change while bookies have such stores.
+    #[test]
+    fn golden_bytes_stay() {
+        let (ledger, entry) = (LedgerId(0x01_0203_0405), EntryId(0x0a_0b0c));
+        let golden = golden(include_str!("keys/golden_v1.hex"));
+        let written = [
+            &entry_key(ledger, entry)[..],
+            &ledger_key(ledger),
+            APPLIED,
+            LOSS,
+            DAMAGE,
+            SCRUBBED,
+        ];
+        assert_eq!(written.map(<[u8]>::to_vec).as_slice(), golden);
+        assert_eq!(entry_of(&golden[0]), Some(entry));
+        assert_eq!(ledger_of(&golden[0][..8]), Some(ledger));
+        assert_eq!(ledger_of(&golden[1]), Some(ledger));
+        assert_eq!((ENTRIES, LEDGERS), ("entries", "ledgers"));
+    }
+}

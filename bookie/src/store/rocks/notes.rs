@@ -102,6 +102,33 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::tests::golden;
+
+    /// The stored bytes: they may never change while bookies have such notes.
+    #[test]
+    fn golden_bytes_stay() {
+        let loss = Loss {
+            first: 5,
+            last: 8,
+            reason: "why".to_owned(),
+        };
+        let file = |name: &str, first, last, what: &str| DamagedFile {
+            name: name.to_owned(),
+            first: LedgerId(first),
+            last: LedgerId(last),
+            what: what.to_owned(),
+        };
+        let report = DamageReport {
+            files: vec![
+                file("000012.sst", 1, 3, "bad block"),
+                file("", 0, u64::MAX, "unknown"),
+            ],
+        };
+        let golden = golden(include_str!("notes/golden_v1.hex"));
+        assert_eq!([encode_loss(&loss), encode_damage(&report)], *golden);
+        assert_eq!(decode_loss(&golden[0]), loss);
+        assert_eq!(decode_damage(&golden[1]), report);
+    }
 
     proptest! {
         #[test]
