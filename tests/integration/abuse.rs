@@ -371,7 +371,7 @@ async fn changes_again(client: &Client, topic: &str) -> Result<()> {
     Ok(consumer.close().await?)
 }
 
-/// L3: while the cursor log cannot be written, changes of subscriptions wait. They were counted and
+/// While the cursor log cannot be written, changes of subscriptions wait. They were counted and
 /// not weighed: pipelined ones took 182 MiB a topic.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_that_wait_for_a_cursor_log_take_no_more_than_is_documented() -> Result<()> {

@@ -142,7 +142,7 @@ mod tests {
         }
     }
 
-    /// M12: ten thousand consumers that disconnect together must not each look at what all of them
+    /// Ten thousand consumers that disconnect together must not each look at what all of them
     /// hold.
     #[test]
     fn what_one_consumer_holds_is_taken_back_without_a_look_at_that_of_others() {
