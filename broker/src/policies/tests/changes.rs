@@ -97,10 +97,10 @@ type Model = [[Option<u32>; NAMES.len()]; 3];
 fn in_force(model: &Model, levels: usize) -> EffectivePolicies {
     let mut effective = Policies::from(EffectivePolicies::default());
     for (at, name) in NAMES.into_iter().enumerate() {
-        let said = model[..levels].iter().filter_map(|level| level[at]);
+        let mut said = model[..levels].iter().filter_map(|level| level[at]);
         let value = match name {
             PolicyName::MessageBytesMax => said.min(),
-            _ => said.last(),
+            _ => said.next_back(),
         };
         if let Some(value) = value {
             effective = numbered(name, value).or(effective);
